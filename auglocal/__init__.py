@@ -1,0 +1,1 @@
+"""Local learning: trains AugLocal and its rivals, and writes checkpoints."""

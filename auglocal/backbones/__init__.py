@@ -1,0 +1,1 @@
+"""Backbones: ordered lists of named layers and a head, one family a file."""

@@ -1,0 +1,319 @@
+"""The checkpoint file: weights as safetensors, and in its header a JSON text about them.
+
+In: a trained network and what is known about it. Out: a file that opens without running code, and
+back again. Backbone keys ("layers.NAME...", "head...") are the same whatever rule trained the
+network; auxiliary networks sit under "auxiliary.BLOCK..." and may be left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from auglocal.backbones.backbone import Backbone
+from auglocal.backbones.registry import BACKBONES, build_backbone, build_meta_backbone
+from auglocal.errors import InputError
+from auglocal.files import write_whole
+from auglocal.network import LocalNetwork
+
+FORMAT = "auglocal-checkpoint"
+FORMAT_VERSION = 1
+METADATA_KEY = "auglocal"
+AUXILIARY_PREFIX = "auxiliary."
+# Bounds on what a file may claim, so that opening one cannot exhaust the machine.
+MAX_FILE_BYTES = 4 * 2**30
+MAX_CLASSES = 100_000
+MAX_PIXELS = 2048
+MAX_CHANNELS = 16
+FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """What a checkpoint says about itself.
+
+    Attributes:
+        architecture: name of the backbone.
+        num_classes: K.
+        input_size: (C, H, W) of one image.
+        mean, std: normalisation of pixel values in [0, 1], by channel.
+        classes: K names, in the order of the logits.
+        dataset: what people call the data it was trained on.
+        rule, rule_options: what trained it.
+        epoch: epochs completed.
+        accuracy: {"value" in [0, 1], "split", "samples"} of the backbone, None if not measured.
+        resize, interpolation: what was done to the stored images, None for nothing.
+        seed: of the run.
+        config: the whole run configuration, without paths.
+        versions: of the packages that trained it.
+    """
+
+    architecture: str
+    num_classes: int
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    dataset: str
+    rule: str
+    rule_options: dict[str, Any]
+    epoch: int
+    accuracy: dict[str, Any] | None
+    resize: int | None
+    interpolation: str | None
+    seed: int
+    config: dict[str, Any]
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """One JSON text with sorted keys, so that equal content has an equal checksum."""
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        return json.dumps(values, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory: metadata, tensors by key, and the file's SHA-256."""
+
+    metadata: CheckpointMetadata
+    backbone: dict[str, Tensor]
+    auxiliary: dict[str, Tensor]
+    sha256: str
+
+    def build_backbone(self) -> Backbone:
+        """The backbone with these weights, in float32, in evaluation mode."""
+        backbone = build_backbone(
+            self.metadata.architecture, self.metadata.num_classes, self.metadata.input_size
+        )
+        backbone.load_state_dict(self.backbone)
+        return backbone.eval()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that a reader needs to redo a run."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def save_checkpoint(path: Path, network: LocalNetwork, metadata: CheckpointMetadata) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        WorkError: the file cannot be written.
+    """
+    auxiliary = network.auxiliaries.state_dict(prefix=AUXILIARY_PREFIX)
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in {**network.backbone.state_dict(), **auxiliary}.items()
+    }
+    write_whole(path, save_tensors(tensors, metadata={METADATA_KEY: metadata.to_json()}))
+
+
+def load_checkpoint(path: Path | str) -> Checkpoint:
+    """Open a checkpoint and check all of it; no code of the file runs.
+
+    Raises:
+        InputError: it is missing, damaged, not a checkpoint of this project, or does not hold
+            what it says.
+    """
+    path = Path(path)
+    metadata = read_metadata(path)
+    try:
+        content = path.read_bytes()
+        tensors = load_tensors(content)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise _damaged(path) from error
+    auxiliary = {key: value for key, value in tensors.items() if key.startswith(AUXILIARY_PREFIX)}
+    backbone = {key: value for key, value in tensors.items() if key not in auxiliary}
+    _check_backbone(path, metadata, backbone)
+    _check_finite(path, tensors)
+    return Checkpoint(metadata, backbone, auxiliary, hashlib.sha256(content).hexdigest())
+
+
+def read_metadata(path: Path | str) -> CheckpointMetadata:
+    """Read what a checkpoint says about itself, from its header alone.
+
+    Raises:
+        InputError: it is missing, damaged or not a checkpoint of this project.
+    """
+    path = Path(path)
+    _check_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(path) from error
+    if METADATA_KEY not in header:
+        raise InputError(
+            f"{path.name} is a safetensors file but not an AugLocal checkpoint (its header does "
+            "not say which network it holds); give a file that `auglocal train` wrote."
+        )
+    return _parse_metadata(path, header[METADATA_KEY])
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what cannot be a checkpoint, before anything reads it."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the checkpoint.safetensors file in it.")
+    if not path.is_file():
+        raise InputError(f"There is no file {path}; check the path.")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(
+            f"{path.name} is larger than {MAX_FILE_BYTES // 2**30} GiB, more than any checkpoint "
+            "of this project; give another file."
+        )
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(
+        f"{path.name} is damaged or not a safetensors file; give a checkpoint that "
+        "`auglocal train` wrote, or copy it again."
+    )
+
+
+def _parse_metadata(path: Path, text: str) -> CheckpointMetadata:
+    """Metadata from the header's JSON text, every value checked."""
+    try:
+        values = json.loads(text)
+        version = values["format_version"]
+        if values["format"] != FORMAT or not isinstance(version, int):
+            raise ValueError("not this format")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _bad_metadata(path, "format") from error
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path.name} has checkpoint format {version}, newer than this version reads "
+            f"({FORMAT_VERSION}); update auglocal."
+        )
+    for name, is_valid in METADATA_CHECKS.items():
+        if name not in values or not is_valid(values[name]):
+            raise _bad_metadata(path, name)
+    if values["architecture"] not in BACKBONES:
+        raise InputError(
+            f"{path.name} holds an architecture that this version does not know; choose a file of "
+            f"{', '.join(BACKBONES)}."
+        )
+    chosen = {field.name: values[field.name] for field in fields(CheckpointMetadata)}
+    for name in ("input_size", "mean", "std", "classes"):
+        chosen[name] = tuple(chosen[name])
+    metadata = CheckpointMetadata(**chosen)
+    if len(metadata.classes) != metadata.num_classes:
+        raise _bad_metadata(path, "classes")
+    if not len(metadata.mean) == len(metadata.std) == metadata.input_size[0]:
+        raise _bad_metadata(path, "mean")
+    return metadata
+
+
+def _bad_metadata(path: Path, name: str) -> InputError:
+    return InputError(
+        f"The header of {path.name} has no valid {name!r}, so it was not opened; give a checkpoint "
+        "that `auglocal train` wrote."
+    )
+
+
+def _is_count(value: object, largest: int = 2**63) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 256
+
+
+def _is_number(value: object, low: float = -1e6, high: float = 1e6) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_list(value: object, is_valid: Callable[[Any], bool]) -> bool:
+    if not isinstance(value, list) or len(value) > MAX_CLASSES:
+        return False
+    return all(is_valid(item) for item in value)
+
+
+def _is_accuracy(value: object) -> bool:
+    """None, or a fraction with the split and the number of samples it was measured on."""
+    if not isinstance(value, dict):
+        return value is None
+    return (
+        set(value) == {"value", "split", "samples"}
+        and _is_number(value["value"], 0, 1)
+        and _is_text(value["split"])
+        and _is_count(value["samples"])
+    )
+
+
+def _is_size(value: object) -> bool:
+    """(C, H, W) within what an image can be."""
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    largest = (MAX_CHANNELS, MAX_PIXELS, MAX_PIXELS)
+    return all(_is_count(item, most) and item > 0 for item, most in zip(value, largest))
+
+
+METADATA_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "architecture": _is_text,
+    "num_classes": lambda value: _is_count(value, MAX_CLASSES) and value > 0,
+    "input_size": _is_size,
+    "mean": lambda value: _is_list(value, _is_number),
+    "std": lambda value: _is_list(value, lambda item: _is_number(item) and item > 0),
+    "classes": lambda value: _is_list(value, _is_text),
+    "dataset": _is_text,
+    "rule": _is_text,
+    "rule_options": lambda value: isinstance(value, dict),
+    "epoch": _is_count,
+    "accuracy": _is_accuracy,
+    "resize": lambda value: value is None or _is_count(value),
+    "interpolation": lambda value: value is None or _is_text(value),
+    "seed": _is_count,
+    "config": lambda value: isinstance(value, dict),
+    "versions": lambda value: isinstance(value, dict),
+}
+
+
+def _check_backbone(
+    path: Path, metadata: CheckpointMetadata, tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuse tensors that are not those of the architecture, before any of it is built."""
+    expected = build_meta_backbone(
+        metadata.architecture, metadata.num_classes, metadata.input_size
+    ).state_dict()
+    missing = sorted(expected.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - expected.keys())
+    mismatched = [
+        key
+        for key in sorted(expected.keys() & tensors.keys())
+        if tensors[key].shape != expected[key].shape
+        or (tensors[key].dtype in FLOAT_TYPES) != (expected[key].dtype in FLOAT_TYPES)
+    ]
+    for what, keys in (("lacks", missing), ("has besides", unexpected), ("misshapes", mismatched)):
+        if keys:
+            raise InputError(
+                f"{path.name} says that it holds a {metadata.architecture} but {what} "
+                f"{len(keys)} of its tensors ({keys[0][:80]!r} first), so it was not opened."
+            )
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not numbers: whatever is computed from them would be undefined."""
+    for key, tensor in tensors.items():
+        if tensor.dtype in FLOAT_TYPES and not bool(torch.isfinite(tensor).all()):
+            raise InputError(
+                f"{path.name} has NaN or infinity in {key[:80]!r}, so it was not opened; give a "
+                "checkpoint from before the training diverged."
+            )

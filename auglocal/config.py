@@ -1,0 +1,128 @@
+"""What a training run is: one frozen, validated record, from which the command line is made."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import PurePath
+from typing import Any
+
+from auglocal.backbones.registry import check_architecture
+from auglocal.data import check_dataset_name
+from auglocal.errors import InputError
+from auglocal.rules.registry import Rule, make_rule
+from auglocal.schedule import SCHEDULES
+
+
+def option(default: Any, doc: str) -> Any:
+    """A field with its default and its line of documentation."""
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the outcome of a run. Each field's doc is its command-line help."""
+
+    architecture: str = option("resnet20", "backbone to train")
+    dataset: str = option("digits", "data to train on; imagefolder:PATH for a folder tree")
+    rule: str = option("auglocal", "learning rule")
+    auxiliary_depth: int = option(2, "auglocal: layers in the first auxiliary network")
+    pyramid: float = option(0.5, "auglocal: 0 keeps that depth everywhere, 1 falls to one layer")
+    tail: int | None = option(None, "auglocal: layers that train with the classifier (depth + 1)")
+    epochs: int = option(15, "passes over the training images")
+    batch_size: int = option(32, "images a step")
+    learning_rate: float = option(0.05, "peak learning rate")
+    schedule: str = option("cosine", "learning rate over time: cosine, or published (400 epochs)")
+    momentum: float = option(0.9, "Nesterov momentum")
+    weight_decay: float = option(1e-4, "L2 penalty on every parameter")
+    augment: bool = option(True, "shift and flip training images as the data set's recipe says")
+    validation_samples: int | None = option(
+        None, "training images held out to choose best.safetensors (digits 100, others 0)"
+    )
+    image_size: int | None = option(None, "resize the images of a folder to this many pixels")
+    dataset_title: str | None = option(None, "what to call the data of a folder")
+    precision: str = option("fp32", "arithmetic of a training step: fp32, or bf16 under autocast")
+    channels_last: bool = option(True, "memory layout of images; usually the faster one")
+    seed: int = option(0, "decides weights, order and augmentation")
+    data_folder: str = option("data", "where downloaded data sets lie")
+    device: str = option("auto", "auto, cpu, cuda or mps")
+
+    def __post_init__(self) -> None:
+        check_architecture(self.architecture)
+        check_dataset_name(self.dataset)
+        self.make_rule()
+        _require_choice("schedule", self.schedule, tuple(SCHEDULES))
+        _require_choice("precision", self.precision, PRECISION_NAMES)
+        _require_choice("device", self.device, DEVICE_NAMES)
+        for name, smallest in SMALLEST.items():
+            _require_at_least(name, getattr(self, name), smallest)
+        if not self.learning_rate > 0:
+            raise InputError(f"The learning rate must be above 0, not {self.learning_rate:g}.")
+        if self.momentum >= 1:
+            raise InputError(f"The momentum must be below 1, not {self.momentum:g}.")
+
+    def make_rule(self) -> Rule:
+        """The learning rule with this run's options."""
+        return make_rule(self.rule, self)
+
+    def rule_options(self) -> dict[str, Any]:
+        """The options that this run's rule knows, by name."""
+        rule = self.make_rule()
+        return {item.name: getattr(rule, item.name) for item in fields(rule)}
+
+    def portable(self) -> dict[str, Any]:
+        """The record as plain values for a checkpoint: no machine's paths or devices in it."""
+        values = asdict(self)
+        del values["data_folder"], values["device"]
+        kind, separator, path = self.dataset.partition(":")
+        values["dataset"] = f"{kind}{separator}{PurePath(path).name}"
+        return values
+
+    def to_json(self) -> str:
+        """The record as JSON text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+PRECISION_NAMES = ("fp32", "bf16")
+DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
+SMALLEST = {
+    "epochs": 1,
+    "batch_size": 2,
+    "momentum": 0,
+    "weight_decay": 0,
+    "validation_samples": 0,
+    "image_size": 8,
+    "seed": 0,
+}
+
+
+def config_from_json(text: str, **changes: Any) -> TrainConfig:
+    """Read a record back, with some fields changed.
+
+    Raises:
+        InputError: the text is no such record.
+    """
+    try:
+        values = json.loads(text)
+        return replace(TrainConfig(**values), **changes)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The run's config.json is damaged ({error}); start a new run.") from error
+
+
+def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"There is no {name} {value!r}; choose one of {', '.join(choices)}.")
+
+
+def _require_at_least(name: str, value: float | None, smallest: int) -> None:
+    """Refuse numbers below `smallest`, and NaN."""
+    if value is not None and not smallest <= value < math.inf:
+        words = name.replace("_", " ")
+        flag = name.replace("_", "-")
+        raise InputError(
+            f"The {words} must be at least {smallest}, not {value:g}; give --{flag} {smallest} "
+            "or more."
+        )
