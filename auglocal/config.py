@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
-from auglocal.backbones.registry import check_architecture
+import torch
+
+from auglocal.backbones.registry import build_backbone
 from auglocal.data import check_dataset_name
 from auglocal.errors import InputError
 from auglocal.rules.registry import Rule, make_rule
@@ -49,9 +51,9 @@ class TrainConfig:
     device: str = option("auto", "auto, cpu, cuda or mps")
 
     def __post_init__(self) -> None:
-        check_architecture(self.architecture)
         check_dataset_name(self.dataset)
-        self.make_rule()
+        with torch.device("meta"):  # no weights: does the rule fit the backbone?
+            self.make_rule().build(build_backbone(self.architecture))
         _require_choice("schedule", self.schedule, tuple(SCHEDULES))
         _require_choice("precision", self.precision, PRECISION_NAMES)
         _require_choice("device", self.device, DEVICE_NAMES)

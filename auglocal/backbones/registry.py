@@ -37,18 +37,13 @@ def build_backbone(
     Raises:
         InputError: there is no such architecture; the message lists what there is.
     """
-    check_architecture(architecture)
-    backbone = BACKBONES[architecture](num_classes, input_size)
-    initialise(backbone)
-    return backbone
-
-
-def check_architecture(architecture: str) -> None:
-    """Refuse a name that is not in `BACKBONES`, listing what there is."""
     if architecture not in BACKBONES:
         raise InputError(
             f"There is no architecture {architecture!r}; choose one of {', '.join(BACKBONES)}."
         )
+    backbone = BACKBONES[architecture](num_classes, input_size)
+    initialise(backbone)
+    return backbone
 
 
 def build_meta_backbone(

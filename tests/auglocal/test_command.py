@@ -1,0 +1,277 @@
+"""The command line as its users meet it: outcomes, exit statuses, one sentence an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from auglocal.__main__ import main
+from auglocal.checkpoint import load_checkpoint
+from auglocal.files import file_sha256
+
+TINY = ["--epochs", "2", "--batch-size", "12", "--device", "cpu"]
+
+
+@pytest.fixture
+def data(image_folder: Path) -> list[str]:
+    return ["--dataset", f"imagefolder:{image_folder}"]
+
+
+@pytest.fixture(scope="session")
+def trained(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a finished run."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    options = ["train", "--dataset", f"imagefolder:{image_folder}", *TINY, "--out", str(path)]
+    assert main(options) == 0
+    return path
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was said on stderr: one line, no traceback."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("auglocal")
+    return lines[0]
+
+
+def test_training_writes_the_run_folder(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "checkpoint.safetensors", "resume.pt"}
+
+
+def test_training_prints_one_json_document(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", *data, *TINY, "--rule", "bp", "--out", str(out), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["finished"]
+    assert outcome["metrics"]["epoch"] == 2
+    assert load_checkpoint(outcome["checkpoint"]).metadata.rule == "bp"
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", *data, *TINY, "--out", str(out), "--dry-run", "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["steps"] == 8
+    assert outcome["estimated_seconds"] > 0
+    assert outcome["parameters"]["total"] > outcome["parameters"]["backbone"]
+    assert not out.exists()
+    assert main(["train", *data, *TINY, "--out", str(out), "--dry-run"]) == 0
+    assert "training images" in capsys.readouterr().out
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_was(
+    trained: Path, data: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = file_sha256(trained / "checkpoint.safetensors")
+    assert main(["train", *data, *TINY, "--out", str(trained)]) == 2
+    assert "already holds a run; give --resume" in sentence(capsys)
+    missing = ["--dataset", "imagefolder:/nowhere", "--overwrite"]
+    assert main(["train", *missing, "--out", str(trained)]) == 2
+    assert "There is no folder /nowhere" in sentence(capsys)
+    assert file_sha256(trained / "checkpoint.safetensors") == before
+
+
+def test_resuming_with_another_option_names_it(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", str(trained), "--epochs", "9"]) == 2
+    assert "has epochs 2, not 9" in sentence(capsys)
+    assert main(["train", "--resume", str(trained), "--out", "elsewhere"]) == 2
+    assert "--resume stands alone" in sentence(capsys)
+
+
+def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
+    before = {path.name: file_sha256(path) for path in trained.iterdir()}
+    assert main(["train", "--resume", str(trained)]) == 0
+    assert {path.name: file_sha256(path) for path in trained.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--architecture", "alexnet"], "no architecture 'alexnet'; choose one of resnet20"),
+        (["--rule", "hebb"], "no rule 'hebb'; choose one of bp, auglocal"),
+        (["--dataset", "mnist"], "no data set 'mnist'; choose one of digits"),
+        (["--dataset", "cifar10", "--data-folder", "/nowhere"], "give --download to fetch it"),
+        (["--auxiliary-depth", "12"], "smaller auxiliary depth, at most 8"),
+        (["--pyramid", "2"], "pyramid coefficient must lie between 0 and 1"),
+        (["--epochs", "none"], "argument --epochs: invalid int value: 'none'"),
+        (["--epoch-count", "3"], "unrecognized arguments: --epoch-count 3"),
+        (["--resume", "/nowhere"], "/nowhere holds no run"),
+        (["--out", "/proc/run"], "Could not write /proc/run"),
+        (["--out", "/dev/null"], "/dev/null is a file; give --out a folder"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(["train", *options])
+    except SystemExit as end:
+        status = end.code
+    assert status == (1 if "Could not" in message else 2)
+    assert message in sentence(capsys)
+
+
+def test_a_diverging_run_fails_with_status_1(
+    data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--learning-rate", "1e30", "--out", str(tmp_path / "run")]
+    assert main(["train", *data, *TINY, *options]) == 1
+    assert "became NaN or infinite" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_plan_prints_what_was_promised(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--architecture", "resnet110", "--rule", "auglocal", "--auxiliary-depth", "3"]
+    assert main(["plan", *options, "--pyramid", "0.5", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    keys = {"architecture", "rule", "layers", "blocks", "auxiliaries", "parameters"}
+    assert plan.keys() == keys
+    assert plan["layers"][0].keys() == {"index", "name", "channels", "size"}
+    assert plan["parameters"] == {"backbone": 1730714, "auxiliary": 7240702, "total": 8971416}
+    assert main(["plan"]) == 0
+    assert "resnet20 under auglocal" in capsys.readouterr().out
+
+
+def test_plan_of_bp_is_one_block(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--rule", "bp", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["blocks"] == [list(range(10))]
+    assert plan["auxiliaries"] == []
+
+
+def test_evaluate_agrees_with_the_accuracy_in_the_checkpoint(
+    trained: Path, data: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = trained / "checkpoint.safetensors"
+    assert main(["evaluate", str(checkpoint), *data, "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome.keys() == {"accuracy", "low", "high", "samples", "split"}
+    recorded = load_checkpoint(checkpoint).metadata.accuracy
+    assert recorded is not None
+    assert (outcome["accuracy"], outcome["samples"]) == (recorded["value"], recorded["samples"])
+    assert outcome["low"] <= outcome["accuracy"] <= outcome["high"]
+    assert main(["evaluate", str(checkpoint), *data, "--split", "train"]) == 0
+    assert "48 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "digits"], "tells 2 classes apart .* give --dataset"),
+        (["--split", "dev"], "no split 'dev'; choose one of"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_fit(
+    options: list[str],
+    message: str,
+    trained: Path,
+    data: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["evaluate", str(trained / "checkpoint.safetensors"), *data, *options]) == 2
+    assert re.search(message, sentence(capsys))
+
+
+def test_evaluate_refuses_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "nowhere.safetensors"]) == 2
+    assert "There is no file nowhere.safetensors" in sentence(capsys)
+
+
+def start(options: list[str]) -> subprocess.Popen[str]:
+    """The command in a process of its own, on one thread."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "auglocal", "train", *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_epoch(path: Path, process: subprocess.Popen[str], epochs: int) -> None:
+    """Wait until a run has recorded so many epochs."""
+    metrics = path / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") >= epochs:
+            return
+        time.sleep(0.01)
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_not(
+    data: list[str], tmp_path: Path
+) -> None:
+    options = [*data, "--epochs", "10", "--batch-size", "12", "--device", "cpu"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start([*options, "--out", str(whole)])
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    draw = random.Random(0)
+    command = [*options, "--out", str(killed)]
+    for epoch in (1, 4, 7):
+        process = start(command)
+        wait_for_epoch(killed, process, epoch)
+        time.sleep(draw.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        command = ["--resume", str(killed)]
+    assert process.returncode == -signal.SIGKILL
+    process = start(command)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    names = ("checkpoint.safetensors",)
+    assert [file_sha256(whole / name) for name in names] == [
+        file_sha256(killed / name) for name in names
+    ]
+
+
+def test_ctrl_c_stops_after_the_batch_with_everything_saved(
+    data: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    process = start([*data, "--epochs", "500", "--device", "cpu", "--out", str(path)])
+    wait_for_epoch(path, process, 1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: python -m auglocal train --resume {path}" in errors
+    assert "Traceback" not in errors
+    assert (path / "resume.pt").exists()
+
+
+def test_training_needs_neither_streamlit_nor_plotly() -> None:
+    program = (
+        "import sys; import auglocal.__main__; "
+        "print([name for name in ('streamlit', 'plotly') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_with_no_options_it_trains_auglocal_on_digits_to_95_percent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train"]) == 0
+    path = tmp_path / "runs" / "digits-resnet20-auglocal-seed0" / "checkpoint.safetensors"
+    metadata = load_checkpoint(path).metadata
+    assert metadata.rule == "auglocal"
+    assert metadata.accuracy is not None
+    assert metadata.accuracy["value"] >= 0.95

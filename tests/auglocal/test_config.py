@@ -1,0 +1,71 @@
+"""The configuration: its round trip, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from auglocal.config import TrainConfig, config_from_json
+from auglocal.errors import InputError
+
+
+def test_every_field_has_a_default_and_a_line_of_documentation() -> None:
+    for item in fields(TrainConfig):
+        assert item.metadata["doc"]
+        assert "\n" not in item.metadata["doc"]
+    assert TrainConfig().dataset == "digits"
+
+
+def test_json_brings_back_an_equal_record() -> None:
+    config = TrainConfig(rule="bp", seed=7, tail=2, augment=False)
+    assert config_from_json(config.to_json()) == config
+
+
+def test_a_portable_record_names_no_place_on_this_machine() -> None:
+    config = TrainConfig(dataset="imagefolder:/home/somebody/shades", data_folder="/mnt/data")
+    values = config.portable()
+    assert values["dataset"] == "imagefolder:shades"
+    assert "/" not in str(values)
+
+
+def test_only_the_rules_own_options_are_its_options() -> None:
+    assert TrainConfig(rule="bp").rule_options() == {}
+    assert TrainConfig(auxiliary_depth=3).rule_options() == {
+        "auxiliary_depth": 3,
+        "pyramid": 0.5,
+        "tail": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("architecture", "alexnet", "no architecture 'alexnet'"),
+        ("dataset", "imagenet", "no data set 'imagenet'"),
+        ("rule", "hebb", "no rule 'hebb'"),
+        ("schedule", "step", "no schedule 'step'; choose one of cosine, published"),
+        ("precision", "fp8", "no precision 'fp8'"),
+        ("device", "tpu", "no device 'tpu'; choose one of auto, cpu, cuda, mps"),
+        ("epochs", 0, "epochs must be at least 1, not 0; give --epochs 1 or more"),
+        ("batch_size", 1, "batch size must be at least 2"),
+        ("learning_rate", 0.0, "learning rate must be above 0"),
+        ("learning_rate", float("nan"), "learning rate must be above 0"),
+        ("momentum", 1.0, "momentum must be below 1"),
+        ("weight_decay", -1e-4, "weight decay must be at least 0"),
+        ("validation_samples", -1, "validation samples must be at least 0"),
+        ("image_size", 4, "image size must be at least 8"),
+        ("seed", -1, "seed must be at least 0"),
+        ("pyramid", -0.1, "pyramid coefficient must lie between 0 and 1"),
+        ("auxiliary_depth", 0, "auxiliary depth must be at least 1"),
+    ],
+)
+def test_values_out_of_range_are_refused(field: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"colour": "red"}'])
+def test_a_damaged_record_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        config_from_json(text)

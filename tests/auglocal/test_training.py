@@ -1,0 +1,199 @@
+"""The training loop: exact resumption, what it records, and how it stops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from auglocal.checkpoint import load_checkpoint
+from auglocal.config import TrainConfig
+from auglocal.errors import InputError, WorkError
+from auglocal.files import file_sha256
+from auglocal.runs import RunFolder, create_run, load_state, open_run, read_metrics
+from auglocal.training import Listener, prepare_material, prepare_state, train, train_step
+
+
+@pytest.fixture
+def config(image_folder: Path) -> TrainConfig:
+    return TrainConfig(
+        dataset=f"imagefolder:{image_folder}",
+        epochs=2,
+        batch_size=10,
+        validation_samples=8,
+        device="cpu",
+    )
+
+
+def run(config: TrainConfig, path: Path, stop_after: int | None = None) -> bool:
+    """Train, or go on, and stop after so many batches."""
+    material = prepare_material(config, download=False)
+    folder = RunFolder(path) if path.exists() else create_run(path, config, overwrite=False)
+    steps: list[int] = []
+    listener = Listener(
+        on_step=lambda report: steps.append(report.step),
+        should_stop=lambda: stop_after is not None and len(steps) >= stop_after,
+    )
+    return train(config, material, folder, listener)
+
+
+@pytest.mark.parametrize("rule", ["bp", "auglocal"])
+def test_a_run_stopped_inside_each_epoch_ends_as_one_that_was_not(
+    rule: str, config: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(config, rule=rule)
+    assert run(config, tmp_path / "whole")
+    assert not run(config, tmp_path / "parts", stop_after=1)
+    assert not run(config, tmp_path / "parts", stop_after=4)
+    assert run(config, tmp_path / "parts")
+    whole, parts = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
+    assert file_sha256(whole.checkpoint) == file_sha256(parts.checkpoint)
+    assert file_sha256(whole.best) == file_sha256(parts.best)
+    for line, same in zip(read_metrics(whole), read_metrics(parts), strict=True):
+        for name in ("losses", "accuracies", "validation_accuracy", "learning_rate"):
+            assert line[name] == same[name]
+    saved, resumed = load_state(whole), load_state(parts)
+    assert saved is not None
+    assert resumed is not None
+    momenta = (state["optimizer"]["state"][0]["momentum_buffer"] for state in (saved, resumed))
+    assert torch.equal(*momenta)
+
+
+def test_an_epochs_line_has_every_block_and_what_it_cost(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    run(replace(config, epochs=1), tmp_path / "run")
+    (line,) = read_metrics(RunFolder(tmp_path / "run"))
+    assert list(line["losses"]) == list(line["accuracies"])
+    assert next(iter(line["losses"])) == "stem"
+    assert list(line["losses"])[-1] == "head"
+    assert all(0 <= value <= 1 for value in line["accuracies"].values())
+    assert line["peak_memory"] > 10_000_000
+    assert line["images_per_second"] > 0
+    assert 0 <= line["test_accuracy"] <= 1
+
+
+def test_the_networks_learn_to_tell_bright_from_dark(config: TrainConfig, tmp_path: Path) -> None:
+    for rule in ("bp", "auglocal"):
+        path = tmp_path / rule
+        run(replace(config, rule=rule, epochs=6, augment=False), path)
+        assert read_metrics(RunFolder(path))[-1]["test_accuracy"] == 1.0
+
+
+def test_the_checkpoint_says_what_was_trained_on_what(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, epochs=1, dataset_title="Shades")
+    run(config, tmp_path / "run")
+    metadata = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors").metadata
+    assert metadata.dataset == "Shades"
+    assert metadata.classes == ("dark", "light")
+    assert metadata.input_size == (3, 16, 16)
+    assert metadata.epoch == 1
+    assert metadata.accuracy is not None
+    assert (metadata.accuracy["split"], metadata.accuracy["samples"]) == ("test", 16)
+    assert str(tmp_path.parent) not in metadata.to_json()
+
+
+def test_no_best_checkpoint_where_nothing_is_held_out(config: TrainConfig, tmp_path: Path) -> None:
+    run(replace(config, epochs=1, validation_samples=None), tmp_path / "run")
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_the_best_checkpoint_is_the_epoch_of_the_best_validation_accuracy(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    run(replace(config, epochs=4), tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    accuracies = [line["validation_accuracy"] for line in read_metrics(folder)]
+    expected = accuracies.index(max(accuracies)) + 1
+    assert load_checkpoint(folder.best).metadata.epoch == expected
+
+
+def test_a_nan_loss_names_the_block_where_it_began_and_keeps_the_last_good_state(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    run(config, path, stop_after=4)  # one epoch of four steps
+    good = load_state(RunFolder(path))
+    assert good is not None
+    checkpoint = file_sha256(path / "checkpoint.safetensors")
+    material = prepare_material(config, download=False)
+
+    def poison(state: object, *arguments: object, **options: object) -> None:
+        network = state.network
+        with torch.no_grad():
+            network.backbone.layers["stage2_block1"].conv1.weight.fill_(torch.nan)
+        return train_step(state, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("auglocal.training.train_step", poison)
+        with pytest.raises(WorkError, match="block stage2_block1 became NaN .* epoch 2"):
+            train(config, material, RunFolder(path), Listener())
+    kept = load_state(RunFolder(path))
+    assert kept is not None
+    assert kept["epoch"] == good["epoch"]
+    assert all(torch.equal(kept["network"][key], good["network"][key]) for key in good["network"])
+    assert file_sha256(path / "checkpoint.safetensors") == checkpoint
+
+
+def test_a_huge_learning_rate_stops_the_run_in_a_sentence(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(WorkError, match="smaller --learning-rate"):
+        run(replace(config, learning_rate=1e30), tmp_path / "run")
+
+
+def test_metrics_written_after_the_commit_point_are_made_again(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    run(config, path, stop_after=5)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "losses": {}}\n{"epoch": 2, "los')
+    run(config, path)
+    lines = read_metrics(RunFolder(path))
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[1]["losses"]
+
+
+def test_state_of_another_network_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run(replace(config, rule="bp"), path, stop_after=1)
+    with pytest.raises(InputError, match="saved state does not fit the run's configuration"):
+        train(config, prepare_material(config, download=False), RunFolder(path), Listener())
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut short"])
+def test_a_damaged_saved_state_is_refused(
+    content: bytes, config: TrainConfig, tmp_path: Path
+) -> None:
+    folder = create_run(tmp_path / "run", config, overwrite=False)
+    folder.resume.write_bytes(content)
+    with pytest.raises(InputError, match=r"resume\.pt is damaged"):
+        load_state(folder)
+
+
+def test_equal_seeds_give_equal_steps_and_other_seeds_do_not(config: TrainConfig) -> None:
+    material = prepare_material(config, download=False)
+    split = material.splits["train"]
+    weights = []
+    for seed in (0, 0, 1):
+        state = prepare_state(replace(config, seed=seed), material, None)
+        train_step(state, material.normalise(split.images[:8]), split.labels[:8], 0.1)
+        weights.append(state.network.backbone.head.linear.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(config: TrainConfig, tmp_path: Path) -> None:
+    create_run(tmp_path / "run", config, overwrite=False)
+    with pytest.raises(InputError, match="already holds a run; give --resume"):
+        create_run(tmp_path / "run", config, overwrite=False)
+    create_run(tmp_path / "run", replace(config, seed=5), overwrite=True)
+    assert open_run(tmp_path / "run")[1].seed == 5
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no run"):
+        open_run(tmp_path)
