@@ -191,7 +191,7 @@ def _damaged(path: Path) -> InputError:
 def _parse_metadata(path: Path, text: str) -> CheckpointMetadata:
     """Metadata from the header's JSON text, every value checked."""
     try:
-        values = json.loads(text)
+        values = json.loads(text, parse_constant=_refuse_constant)
         version = values["format_version"]
         if values["format"] != FORMAT or not isinstance(version, int):
             raise ValueError("not this format")
@@ -219,6 +219,11 @@ def _parse_metadata(path: Path, text: str) -> CheckpointMetadata:
     if not len(metadata.mean) == len(metadata.std) == metadata.input_size[0]:
         raise _bad_metadata(path, "mean")
     return metadata
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and infinity, which are no JSON."""
+    raise ValueError(f"{name} is not JSON")
 
 
 def _bad_metadata(path: Path, name: str) -> InputError:

@@ -168,6 +168,8 @@ def test_weights_without_our_metadata_are_refused(tmp_path: Path) -> None:
         ("classes", [["a"], ["b"]]),
         ("dataset", "x" * 10_000),
         ("rule_options", []),
+        ("rule_options", {"pyramid": float("nan")}),
+        ("config", {"learning_rate": float("inf")}),
         ("epoch", "three"),
         ("accuracy", {"value": 7, "split": "test", "samples": 1}),
         ("accuracy", 0.9),

@@ -1,0 +1,1 @@
+"""Arrays and models in, results out: how the layers of trained networks differ."""

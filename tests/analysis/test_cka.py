@@ -1,0 +1,346 @@
+"""CKA against theory and against a naive second implementation."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.cka import CKAAccumulator, batch_slices, centred_gram, cka
+
+
+def unbiased_hsic(gram_x, gram_y):
+    """Song et al. 2012, equation 5, term by term with explicit traces."""
+    size = len(gram_x)
+    x, y = gram_x - np.diag(np.diag(gram_x)), gram_y - np.diag(np.diag(gram_y))
+    one = np.ones(size)
+    value = np.trace(x @ y)
+    value += (one @ x @ one) * (one @ y @ one) / ((size - 1) * (size - 2))
+    value -= 2 / (size - 2) * (one @ x @ y @ one)
+    return value / (size * (size - 3))
+
+
+def naive_cka(features_x, features_y, batches):
+    """Nguyen et al. 2021 in float64: mean HSICs over batches, then the ratio."""
+    flat = [np.asarray(f, np.float64).reshape(len(f), -1) for f in (features_x, features_y)]
+    sums = np.zeros(3)
+    for batch in batches:
+        x, y = (f[batch] - f[batch].mean(axis=0) for f in flat)
+        x, y = x @ x.T, y @ y.T
+        sums += unbiased_hsic(x, y), unbiased_hsic(x, x), unbiased_hsic(y, y)
+    return sums[0] / np.sqrt(sums[1] * sums[2])
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def related(rng):
+    """Convolutional fp32 features of 60 images: two layers that share some of their content."""
+    shared = rng.normal(size=(60, 6, 5, 5))
+    x = np.concatenate([shared, rng.normal(size=(60, 3, 5, 5))], axis=1).astype(np.float32)
+    y = (shared[:, :4] + rng.normal(size=(60, 4, 5, 5))).astype(np.float32)
+    return x, y
+
+
+# ------------------------------------------------------------------------ the value
+
+
+@pytest.mark.parametrize("as_features", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("batch_size", [60, 16, 7])
+def test_cka_agrees_with_a_naive_float64_implementation(related, as_features, batch_size):
+    x, y = related
+    expected = naive_cka(x, y, batch_slices(60, batch_size))
+    value = cka(as_features(x), as_features(y), batch_size=batch_size)
+    assert 0.1 < expected < 0.9
+    assert value == pytest.approx(expected, abs=1e-6)
+
+
+def test_cka_agrees_with_the_naive_one_when_features_span_many_blocks(rng, monkeypatch):
+    monkeypatch.setattr("analysis.cka.BLOCK_COLUMNS", 7)
+    monkeypatch.setattr("analysis.cka.BLOCK_ENTRIES", 10)
+    x, y = rng.normal(size=(12, 100)), rng.normal(size=(12, 30))
+    assert cka(x, y) == pytest.approx(naive_cka(x, y, [slice(None)]), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_features_are_multiplied_in_single_precision(related, kind):
+    x, y = (torch.from_numpy(features).to(kind) for features in related)
+    expected = naive_cka(x.double().numpy(), y.double().numpy(), batch_slices(60, 20))
+    assert cka(x, y, batch_size=20) == pytest.approx(expected, abs=1e-6)
+
+
+def test_whole_numbers_and_half_precision_arrays_are_features_too(rng):
+    x, y = rng.integers(0, 256, (20, 9)), rng.normal(size=(20, 5)).astype(np.float16)
+    expected = naive_cka(x, y, [slice(None)])
+    assert cka(x.astype(np.uint8), y) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 10, 100])
+@pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
+def test_cka_is_unchanged_far_from_zero_and_at_any_scale(related, offset, scale):
+    x, y = related
+    moved = ((x.astype(np.float64) + offset) * scale).astype(np.float32)
+    expected = naive_cka(x, y, batch_slices(60, 20))
+    assert cka(moved, y, batch_size=20) == pytest.approx(expected, abs=1e-5)
+    assert cka(torch.from_numpy(moved), y, batch_size=20) == pytest.approx(expected, abs=1e-5)
+
+
+def test_cka_with_its_own_rotation_is_one(rng):
+    x = rng.normal(size=(40, 30))
+    rotation = np.linalg.qr(rng.normal(size=(30, 30)))[0]
+    assert cka(x, x @ rotation, batch_size=20) == pytest.approx(1, abs=1e-12)
+    assert cka(x, -3 * x @ rotation + 5, batch_size=20) == pytest.approx(1, abs=1e-12)
+
+
+def test_cka_is_unchanged_by_rotation_of_one_side(related, rng):
+    x, y = (features.reshape(60, -1).astype(np.float64) for features in related)
+    rotation = np.linalg.qr(rng.normal(size=(x.shape[1], x.shape[1])))[0]
+    assert cka(x @ rotation, y) == pytest.approx(cka(x, y), abs=1e-12)
+
+
+def test_cka_is_changed_by_stretching_one_direction(rng):
+    x = rng.normal(size=(40, 10))
+    stretched = x * np.array([10, *[1] * 9])
+    assert cka(x, stretched) < 0.7
+
+
+def test_cka_is_unchanged_by_reordering_images_together(related, rng):
+    x, y = related
+    order = rng.permutation(60)
+    assert cka(x[order], y[order]) == pytest.approx(cka(x, y), abs=1e-6)
+    assert cka(x[order], y) < 0.3 * cka(x, y)
+
+
+def test_cka_of_independent_features_scatters_around_zero_unclamped(rng):
+    draws = np.array(
+        [cka(rng.normal(size=(24, 50)), rng.normal(size=(24, 50))) for _ in range(400)]
+    )
+    standard_error = draws.std() / 20
+    assert abs(draws.mean()) < 4 * standard_error
+    assert standard_error < 0.01
+    assert 0.3 < (draws < 0).mean() < 0.7
+
+
+def test_each_batch_counts_equally_whatever_its_size(rng):
+    x, y = rng.normal(size=(14, 6)), rng.normal(size=(14, 3))
+    y[:, 0] += x[:, 0]
+    batches = [slice(0, 4), slice(4, 14)]
+    accumulator = CKAAccumulator({"m": ["x", "y"]})
+    for batch in batches:
+        accumulator.update({("m", "x"): centred_gram(x[batch]), ("m", "y"): centred_gram(y[batch])})
+    result = accumulator.result()
+    assert result.values[0, 1] == pytest.approx(naive_cka(x, y, batches), abs=1e-12)
+    assert result.batch_sizes == (4, 10)
+    assert result.samples == 14
+
+
+def test_one_product_for_all_pairs_gives_what_pair_by_pair_gives(rng):
+    layers = {"a": ["one", "two"], "b": ["one", "two", "three"]}
+    features = {
+        (model, name): rng.normal(size=(30, 5)) @ rng.normal(size=(5, 8))
+        for model in layers
+        for name in layers[model]
+    }
+    result = accumulate(layers, features, batch_size=10)
+    pair = result.pair("a", "b")
+    assert pair.values.shape == (2, 3)
+    assert (pair.rows, pair.columns) == (("one", "two"), ("one", "two", "three"))
+    for row, column in itertools.product(range(2), range(3)):
+        x, y = features["a", pair.rows[row]], features["b", pair.columns[column]]
+        assert pair.values[row, column] == pytest.approx(cka(x, y, batch_size=10), abs=1e-12)
+    np.testing.assert_allclose(result.values, result.values.T, atol=1e-15)
+
+
+def test_a_layer_is_exactly_as_similar_to_itself_as_can_be(related):
+    result = accumulate({"m": ["x", "y"]}, {("m", "x"): related[0], ("m", "y"): related[1]}, 15)
+    np.testing.assert_allclose(np.diagonal(result.values), 1, atol=1e-12)
+    np.testing.assert_allclose(np.diagonal(result.standard_errors), 0, atol=1e-12)
+
+
+def test_grams_do_not_change_when_features_are_overwritten(rng):
+    features = torch.from_numpy(rng.normal(size=(8, 3)))
+    gram = centred_gram(features)
+    before = gram.copy()
+    features.zero_()
+    np.testing.assert_array_equal(gram, before)
+
+
+def test_features_with_gradients_leave_no_graph(rng):
+    features = torch.from_numpy(rng.normal(size=(8, 3))).requires_grad_()
+    assert isinstance(centred_gram(features), np.ndarray)
+
+
+# ------------------------------------------------------------------------ intervals
+
+
+def accumulate(layers, features, batch_size):
+    accumulator = CKAAccumulator(layers)
+    samples = len(next(iter(features.values())))
+    for batch in batch_slices(samples, batch_size):
+        accumulator.update({key: centred_gram(part[batch]) for key, part in features.items()})
+    return accumulator.result()
+
+
+def test_standard_error_is_that_of_leaving_out_one_batch_after_another(related):
+    x, y = related
+    batches = batch_slices(60, 10)
+    left_out = [
+        naive_cka(x, y, [other for other in batches if other != batch]) for batch in batches
+    ]
+    expected = np.sqrt(5 / 6 * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
+    result = accumulate({"m": ["x", "y"]}, {("m", "x"): x, ("m", "y"): y}, 10)
+    assert result.standard_errors[0, 1] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("batches", "quantile"), [(2, 12.7062), (6, 2.5706)])
+def test_intervals_use_students_t_with_a_degree_of_freedom_less_than_batches(
+    related, batches, quantile
+):
+    x, y = related
+    result = accumulate({"m": ["x", "y"]}, {("m", "x"): x, ("m", "y"): y}, 60 // batches)
+    margin = quantile * result.standard_errors[0, 1]
+    assert result.high[0, 1] - result.values[0, 1] == pytest.approx(margin, rel=1e-4)
+    assert result.values[0, 1] - result.low[0, 1] == pytest.approx(margin, rel=1e-4)
+    assert result.interval_note is None
+
+
+def test_standard_error_matches_the_scatter_of_repeated_draws(rng):
+    mixing = rng.normal(size=(5, 8))
+    values, errors = [], []
+    for _ in range(120):
+        x = rng.normal(size=(64, 5))
+        y = x @ mixing + 2 * rng.normal(size=(64, 8))
+        result = accumulate({"m": ["x", "y"]}, {("m", "x"): x, ("m", "y"): y}, 8)
+        values.append(result.values[0, 1])
+        errors.append(result.standard_errors[0, 1])
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.25)
+
+
+def test_one_batch_gives_values_and_says_why_there_are_no_intervals(related):
+    x, y = related
+    result = accumulate({"m": ["x", "y"]}, {("m", "x"): x, ("m", "y"): y}, 60)
+    assert np.isfinite(result.values).all()
+    assert np.isnan(result.standard_errors).all()
+    assert np.isnan(result.low).all()
+    assert result.interval_note == "intervals need at least 2 batches of images, and there is 1"
+
+
+def test_a_layer_that_is_constant_in_all_batches_but_one_says_why_it_has_no_interval(rng):
+    x = np.zeros((20, 3))
+    x[:5] = rng.normal(size=(5, 3))
+    y = rng.normal(size=(20, 3))
+    result = accumulate({"m": ["x", "y"]}, {("m", "x"): x, ("m", "y"): y}, 5)
+    assert np.isfinite(result.values).all()
+    assert np.isnan(result.low[0, 1])
+    assert np.isfinite(result.low[1, 1])
+    assert "one batch alone" in result.interval_note
+
+
+# ------------------------------------------------------------------------ undefined
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda x: np.full_like(x, 0.1), "same for every image"),
+        (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 5, np.nan, x), "not all finite"),
+        (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 5, np.inf, x), "not all finite"),
+        (lambda x: x * np.float32(1e30), "too large to multiply"),
+    ],
+)
+@pytest.mark.parametrize("as_features", [np.asarray, torch.from_numpy])
+def test_a_layer_without_a_value_is_nan_with_a_reason_and_spoils_no_other(
+    related, spoil, reason, as_features
+):
+    x, y = related
+    layers = {"a": ["good", "bad"], "b": ["good"]}
+    features = {
+        ("a", "good"): as_features(x),
+        ("a", "bad"): as_features(spoil(x)),
+        ("b", "good"): as_features(y),
+    }
+    result = accumulate(layers, features, 20)
+    assert np.isnan(result.values[1]).all()
+    assert np.isnan(result.values[:, 1]).all()
+    assert np.isfinite(result.values[np.ix_([0, 2], [0, 2])]).all()
+    assert list(result.undefined) == ["a/bad"]
+    assert reason in result.undefined["a/bad"]
+    assert result.pair("b", "a").reason(0, 1) == result.undefined["a/bad"]
+    assert result.pair("b", "a").reason(0, 0) is None
+    assert result.pair("b", "b").undefined == {}
+
+
+def test_plain_cka_of_constant_features_is_refused_with_the_reason(related):
+    with pytest.raises(ValueError, match="undefined for features_b: .* same for every image"):
+        cka(related[0], np.ones((60, 3)))
+
+
+# ------------------------------------------------------------------------ refusals and helpers
+
+
+def test_too_few_images_a_batch_are_refused(rng):
+    with pytest.raises(ValueError, match=r"N >= 4 images a batch, but .* \(3, 5\)"):
+        centred_gram(rng.normal(size=(3, 5)))
+    with pytest.raises(ValueError, match="at least 4 images in every batch, but 10 images"):
+        cka(rng.normal(size=(10, 5)), rng.normal(size=(10, 5)), batch_size=4)
+
+
+def test_features_without_a_feature_axis_are_refused(rng):
+    with pytest.raises(ValueError, match=r"shape \(N, ...\)"):
+        centred_gram(rng.normal(size=10))
+
+
+def test_different_numbers_of_images_are_refused(rng):
+    with pytest.raises(ValueError, match="same images, but there are 8 of one and 9 of the other"):
+        cka(rng.normal(size=(8, 5)), rng.normal(size=(9, 5)))
+
+
+def test_a_result_without_batches_is_refused():
+    with pytest.raises(ValueError, match="at least one batch"):
+        CKAAccumulator({"m": ["x"]}).result()
+
+
+def test_an_unknown_model_is_refused(related):
+    result = accumulate({"m": ["x"]}, {("m", "x"): related[0]}, 30)
+    with pytest.raises(ValueError, match="no model 'other' in this comparison of m"):
+        result.pair("m", "other")
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(1000, 256), (1000, 125), (9, 5), (4, 4)])
+def test_batches_cover_all_images_in_order_and_differ_by_one_at_most(samples, batch_size):
+    batches = batch_slices(samples, batch_size)
+    sizes = [batch.stop - batch.start for batch in batches]
+    assert len(batches) == -(-samples // batch_size)
+    assert np.concatenate([np.arange(samples)[batch] for batch in batches]).tolist() == list(
+        range(samples)
+    )
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(0, 4), (10, 0)])
+def test_batches_of_nothing_are_refused(samples, batch_size):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        batch_slices(samples, batch_size)
+
+
+def test_equally_deep_networks_meet_layer_by_layer_and_others_at_relative_depth(rng):
+    layers = {"a": list("pqr"), "b": list("xyz"), "c": list("klmno")}
+    features = {(m, n): rng.normal(size=(8, 3)) for m in layers for n in layers[m]}
+    result = accumulate(layers, features, 8)
+    assert result.pair("a", "b").same_depth().tolist() == [0, 1, 2]
+    assert result.pair("a", "c").same_depth().tolist() == [0, 2, 4]
+    assert result.pair("c", "a").same_depth()[[0, -1]].tolist() == [0, 2]
+
+
+def test_best_match_is_the_most_similar_layer_and_minus_one_where_there_is_none(rng):
+    x, y = rng.normal(size=(12, 4)), rng.normal(size=(12, 4))
+    layers = {"a": ["y", "flat"], "b": ["x", "flat", "y"]}
+    features = {("a", "y"): y, ("a", "flat"): np.zeros((12, 2)), ("b", "flat"): np.ones((12, 2))}
+    features |= {("b", "x"): x, ("b", "y"): 2 * y}
+    assert accumulate(layers, features, 12).pair("a", "b").best_match().tolist() == [2, -1]
