@@ -21,6 +21,12 @@ from auglocal.files import file_sha256
 TINY = ["--epochs", "2", "--batch-size", "12", "--device", "cpu"]
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what a command writes by default out of the project."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def data(image_folder: Path) -> list[str]:
     return ["--dataset", f"imagefolder:{image_folder}"]
@@ -187,6 +193,13 @@ def test_evaluate_refuses_what_does_not_fit(
     assert re.search(message, sentence(capsys))
 
 
+def test_evaluate_asks_for_data_that_the_checkpoint_cannot_name(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(trained / "checkpoint.safetensors")]) == 2
+    assert "not known by name here; give --dataset" in sentence(capsys)
+
+
 def test_evaluate_refuses_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "nowhere.safetensors"]) == 2
     assert "There is no file nowhere.safetensors" in sentence(capsys)
@@ -266,9 +279,8 @@ def test_training_needs_neither_streamlit_nor_plotly() -> None:
 
 @pytest.mark.slow
 def test_with_no_options_it_trains_auglocal_on_digits_to_95_percent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert main(["train"]) == 0
     path = tmp_path / "runs" / "digits-resnet20-auglocal-seed0" / "checkpoint.safetensors"
     metadata = load_checkpoint(path).metadata

@@ -1,0 +1,117 @@
+"""`python -m auglocal evaluate`: the accuracy of a checkpoint's backbone, with its interval."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from auglocal.checkpoint import CheckpointMetadata, load_checkpoint
+from auglocal.commands.shared import DONE, add_config_options, given_config
+from auglocal.config import TrainConfig
+from auglocal.data import SOURCES, Dataset, load_dataset
+from auglocal.device import choose_device
+from auglocal.errors import InputError
+from auglocal.evaluation import Accuracy, evaluate
+from auglocal.splits import Split
+
+
+def add_evaluate(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="accuracy of a checkpoint's backbone, with a 95%% interval",
+        description="Measure a checkpoint's accuracy; auxiliary networks do not run.",
+    )
+    parser.set_defaults(command=run_evaluate)
+    parser.add_argument("checkpoint", type=Path, help="a .safetensors file")
+    parser.add_argument("--split", default="test", help="train, validation or test")
+    names = ["dataset", "image_size", "dataset_title", "validation_samples"]
+    add_config_options(parser, [*names, "data_folder", "device"])
+    parser.add_argument("--batch-size", type=int, default=500, help="images at a time")
+    parser.add_argument("--download", action="store_true", help="fetch the data set if need be")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Measure a checkpoint's accuracy on a split, and print it."""
+    checkpoint = load_checkpoint(options.checkpoint)
+    config = _make_config(checkpoint.metadata, options)
+    device = choose_device(config.device)
+    dataset = load_dataset(
+        config.dataset,
+        folder=config.data_folder,
+        download=options.download,
+        image_size=config.image_size or checkpoint.metadata.input_size[1],
+        title=config.dataset_title,
+        validation_samples=config.validation_samples,
+    )
+    split = _fitting_split(checkpoint.metadata, dataset, options)
+    with tqdm(total=len(split), unit="image", file=sys.stderr, leave=False) as bar:
+        accuracy = evaluate(
+            checkpoint.build_backbone().to(device),
+            split.images.to(device),
+            split.labels.to(device),
+            checkpoint.metadata.mean,
+            checkpoint.metadata.std,
+            batch_size=options.batch_size,
+            report=bar.update,
+        )
+    _print_accuracy(accuracy, dataset, options)
+    return DONE
+
+
+def _make_config(metadata: CheckpointMetadata, options: argparse.Namespace) -> TrainConfig:
+    """The options given; the data set is the one trained on where it can be loaded by name."""
+    if options.batch_size < 1:
+        raise InputError(f"The batch size must be at least 1, not {options.batch_size}.")
+    given = given_config(options)
+    given.setdefault("dataset", metadata.config.get("dataset"))
+    if "dataset" not in given_config(options) and given["dataset"] not in SOURCES:
+        raise InputError(
+            f"{options.checkpoint.name} was trained on {metadata.dataset}, which is not known by "
+            "name here; give --dataset, imagefolder:PATH say."
+        )
+    return TrainConfig(**given)
+
+
+def _fitting_split(
+    metadata: CheckpointMetadata, dataset: Dataset, options: argparse.Namespace
+) -> Split:
+    """The split asked for, if the network was made for such images and classes."""
+    name = options.checkpoint.name
+    if options.split not in dataset.splits:
+        raise InputError(
+            f"{dataset.title} has no split {options.split!r}; choose one of "
+            f"{', '.join(dataset.splits)}."
+        )
+    if dataset.classes != metadata.classes:
+        raise InputError(
+            f"{name} tells {metadata.num_classes} classes apart "
+            f"({', '.join(metadata.classes[:3])}, ...) and {dataset.title} has others "
+            f"({', '.join(dataset.classes[:3])}, ...); give --dataset the data it was trained for."
+        )
+    split = dataset.splits[options.split]
+    size = tuple(split.images.shape[1:])
+    if size != metadata.input_size:
+        raise InputError(
+            f"{name} takes images of {metadata.input_size} and {dataset.title} has {size}; give "
+            "another --dataset or an --image-size."
+        )
+    return split
+
+
+def _print_accuracy(accuracy: Accuracy, dataset: Dataset, options: argparse.Namespace) -> None:
+    low, high = accuracy.interval
+    if options.json:
+        values = {"accuracy": accuracy.value, "low": low, "high": high}
+        print(json.dumps({**values, "samples": accuracy.samples, "split": options.split}))
+        return
+    print(
+        f"{accuracy.value:.4f} accuracy on {accuracy.samples:,} images of {dataset.title} "
+        f"({options.split}), 95% interval {low:.4f} to {high:.4f}"
+    )
