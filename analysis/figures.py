@@ -256,7 +256,7 @@ def _map_axis(layers: Sequence[str]) -> dict[str, object]:
 
 def _boundaries(rows: Sequence[str], columns: Sequence[str]) -> list[dict[str, object]]:
     """Thin lines between stages, over the map."""
-    line = {"color": "rgba(255, 255, 255, 0.9)", "width": 1.5}
+    line = {"color": "#FFFFFF", "width": 3}
     horizontal = [
         {"type": "line", "x0": -0.5, "x1": len(columns) - 0.5, "y0": y, "y1": y, "line": line}
         for y in _stage_edges(rows)

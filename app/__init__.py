@@ -1,0 +1,1 @@
+"""The Streamlit app: draws what `analysis` found; `streamlit run app` starts it."""

@@ -1,0 +1,252 @@
+"""Results in, words out: sentences, labels and tables of numbers that the pages show.
+
+Every name that came from a file goes through `plain` before a label that Streamlit reads as
+markdown, so that a link or an image in it stays text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from analysis.cka import CKAPair
+from analysis.figures import rule_title
+from analysis.probes import ProbeResult
+from analysis.study import Study, StudyCheckpoint
+
+if TYPE_CHECKING:
+    from app.sources import CheckpointFile
+    from auglocal.checkpoint import CheckpointMetadata
+
+IMAGES_NOTE = (
+    "Intervals are 95% and cover the choice of images, not of training runs: each network was "
+    "trained once."
+)
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:&@/])")
+
+
+def plain(text: str) -> str:
+    """Text that markdown shows as it is: every character that could mean something is escaped."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def percent(fraction: float) -> str:
+    """A fraction as people read it."""
+    return f"{fraction:.1%}"
+
+
+def checkpoint_title(entry: StudyCheckpoint) -> str:
+    """What to call a checkpoint of a study on screen: its rule."""
+    return rule_title(entry.rule)
+
+
+def titles(study: Study) -> list[str]:
+    """What to call the checkpoints of a study in a sentence: rules, or names if rules repeat."""
+    rules = [rule_title(entry.rule) for entry in study.question.checkpoints]
+    if len(set(rules)) == len(rules):
+        return rules
+    return [entry.name for entry in study.question.checkpoints]
+
+
+def seen_in(study: Study) -> str:
+    """One sentence on what a study of two networks shows, with its numbers; markdown-safe.
+
+    It names the depths of highest and lowest similarity and the probes half-way, and says whether
+    the intervals of the probes overlap, so that it is true whichever way the numbers come out.
+    """
+    parts = [part for part in (_similarity_part(study), _probe_part(study)) if part]
+    text = "; ".join(parts) or "no value of this study is defined"
+    return text[0].upper() + text[1:] + "."
+
+
+def _similarity_part(study: Study) -> str:
+    """Where layers of equal depth are most and least alike."""
+    if study.cka is None or len(study.cka.models) < 2:
+        return ""
+    pair = study.cka.pair(*study.cka.models[:2])
+    cells = [(row, int(column)) for row, column in enumerate(pair.same_depth())]
+    cells = [cell for cell in cells if math.isfinite(pair.values[cell])]
+    if not cells:
+        return ""
+    highest = max(cells, key=lambda cell: float(pair.values[cell]))
+    lowest = min(cells, key=lambda cell: float(pair.values[cell]))
+    return (
+        f"at equal depth the two networks are most alike at {_at(pair, highest)} and least alike "
+        f"at {_at(pair, lowest)}"
+    )
+
+
+def _at(pair: CKAPair, cell: tuple[int, int]) -> str:
+    """A layer with its similarity."""
+    return f"{plain(pair.rows[cell[0]])} ({similarity(pair, *cell)})"
+
+
+def similarity(pair: CKAPair, row: int, column: int) -> str:
+    """A similarity with its interval, as it stands in a sentence."""
+    value = f"CKA {pair.values[row, column]:.3f}"
+    if not math.isfinite(pair.low[row, column]):
+        return value
+    return f"{value}, 95% {pair.low[row, column]:.3f} to {pair.high[row, column]:.3f}"
+
+
+def _probe_part(study: Study) -> str:
+    """What probes read half-way from the first two networks."""
+    if len(study.probes) < 2:
+        return ""
+    first, second = study.probes[:2]
+    names = [plain(title) for title in titles(study)[:2]]
+    indices = [(len(probe.layers) - 1) // 2 for probe in (first, second)]
+    if not all(
+        math.isfinite(probe.accuracy[index])
+        for probe, index in zip((first, second), indices, strict=True)
+    ):
+        return ""
+    apart = (
+        first.low[indices[0]] > second.high[indices[1]]
+        or second.low[indices[1]] > first.high[indices[0]]
+    )
+    return (
+        f"half-way, at {plain(first.layers[indices[0]])}, a linear probe is right on "
+        f"{_probe_value(first, indices[0])} of the images from {names[0]} and on "
+        f"{_probe_value(second, indices[1])} from {names[1]}, intervals that "
+        f"{'do not overlap' if apart else 'overlap'}"
+    )
+
+
+def _probe_value(probe: ProbeResult, index: int) -> str:
+    """A probe's accuracy with its interval."""
+    low, high = percent(probe.low[index]), percent(probe.high[index])
+    return f"{percent(probe.accuracy[index])} ({low} to {high})"
+
+
+def map_csv(pair: CKAPair) -> str:
+    """A map as a table: one line a cell, with interval; undefined values stay empty."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["model_a", "layer_a", "model_b", "layer_b", "cka", "low", "high", "reason"])
+    for row, layer_a in enumerate(pair.rows):
+        for column, layer_b in enumerate(pair.columns):
+            cell = (row, column)
+            numbers = [
+                repr(float(values[cell])) if math.isfinite(values[cell]) else ""
+                for values in (pair.values, pair.low, pair.high)
+            ]
+            reason = pair.reason(row, column) or ""
+            writer.writerow([pair.model_a, layer_a, pair.model_b, layer_b, *numbers, reason])
+    return stream.getvalue()
+
+
+def cell_parts(pair: CKAPair, row: int, column: int) -> tuple[str, str, str]:
+    """Value, interval and note of a cell, as the page shows them."""
+    if not math.isfinite(pair.values[row, column]):
+        return "undefined", "none", f"Undefined: {pair.reason(row, column)}."
+    value = f"{pair.values[row, column]:.3f}"
+    if not math.isfinite(pair.low[row, column]):
+        return value, "none", pair.interval_note or "This interval is undefined"
+    low, high = pair.low[row, column], pair.high[row, column]
+    return value, f"{low:.3f} to {high:.3f}", ""
+
+
+def interval_caption(pair: CKAPair) -> str:
+    """What the intervals of a map cover, or why there are none."""
+    batches = f"{len(pair.batch_sizes)} batches" if len(pair.batch_sizes) > 1 else "1 batch"
+    note = f" {plain(pair.interval_note)}." if pair.interval_note else ""
+    return f"Unbiased minibatch estimate over {batches}. {IMAGES_NOTE}{note}"
+
+
+def probe_rows(probes: Sequence[ProbeResult]) -> list[dict[str, str]]:
+    """Probe accuracies as a table to read: one line a layer."""
+    return [
+        {
+            "Checkpoint": probe.model,
+            "Layer": layer,
+            "Accuracy": _probe_value(probe, index)
+            if math.isfinite(probe.accuracy[index])
+            else f"undefined: {probe.undefined.get(layer, '')}",
+        }
+        for probe in probes
+        for index, layer in enumerate(probe.layers)
+    ]
+
+
+def probe_csv(probes: Sequence[ProbeResult]) -> str:
+    """Probe accuracies as a table to compute with; undefined values stay empty."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["model", "layer", "accuracy", "low", "high", "reason"])
+    for probe in probes:
+        for index, layer in enumerate(probe.layers):
+            numbers = [
+                repr(float(values[index])) if math.isfinite(values[index]) else ""
+                for values in (probe.accuracy, probe.low, probe.high)
+            ]
+            writer.writerow([probe.model, layer, *numbers, probe.undefined.get(layer, "")])
+    return stream.getvalue()
+
+
+def as_json(record: dict[str, Any]) -> str:
+    """A study as its file holds it."""
+    return json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
+
+
+def checkpoint_rows(
+    entries: Sequence[tuple[CheckpointFile, CheckpointMetadata]],
+) -> list[dict[str, object]]:
+    """Checkpoints as a table, one line each."""
+    return [
+        {
+            "Name": entry.name,
+            "Rule": rule_title(entry.rule),
+            "Architecture": metadata.architecture,
+            "Data": metadata.dataset,
+            "Accuracy": metadata.accuracy["value"] if metadata.accuracy else None,
+            "Epochs": metadata.epoch,
+            "Seed": metadata.seed,
+            "Size": size(entry.size),
+            "From": "uploaded" if entry.uploaded else "this project",
+        }
+        for entry, metadata in entries
+    ]
+
+
+def detail_rows(
+    entry: CheckpointFile, metadata: CheckpointMetadata, num_layers: int
+) -> list[dict[str, str]]:
+    """What a checkpoint says about itself, one line a field."""
+    accuracy = "not measured"
+    if metadata.accuracy:
+        accuracy = (
+            f"{percent(metadata.accuracy['value'])} on {metadata.accuracy['samples']:,} "
+            f"{metadata.accuracy['split']} images"
+        )
+    resized = f", resized ({metadata.interpolation})" if metadata.resize else ""
+    fields = {
+        "Name": entry.name,
+        "Rule": rule_title(entry.rule),
+        "Architecture": f"{metadata.architecture}, {num_layers} layers",
+        "Trained on": metadata.dataset,
+        "Accuracy": accuracy,
+        "Epochs": str(metadata.epoch),
+        "Seed": str(metadata.seed),
+        "Input": " x ".join(map(str, metadata.input_size)) + resized,
+        "Classes": f"{metadata.num_classes}: {', '.join(metadata.classes[:10])}",
+        "Made with": ", ".join(f"{name} {value}" for name, value in metadata.versions.items()),
+    }
+    return [{"Field": name, "Value": value} for name, value in fields.items()]
+
+
+def size(num_bytes: int) -> str:
+    """Bytes as people read them."""
+    return f"{num_bytes / 2**20:.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min"

@@ -1,0 +1,107 @@
+"""The first page: a shipped pair, what is seen in it, its map and its probe curves."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from analysis import figures
+from analysis.study import Study
+from app import links, sources, texts, widgets
+
+
+def pick(studies: list[Study]) -> Study:
+    """One of the shipped pairs; no box where there is only one."""
+    if len(studies) == 1:
+        return studies[0]
+    names = {study.question.dataset_title: study for study in studies}
+    links.restore("pair", next(iter(names)), lambda text: text if text in names else None)
+    if st.session_state["pair"] not in names:
+        st.session_state["pair"] = next(iter(names))
+    chosen = st.selectbox("Networks trained on", list(names), key="pair", width=320)
+    links.remember(pair=chosen)
+    return names[chosen]
+
+
+def draw_accuracies(study: Study) -> None:
+    """Accuracy of each network, with the data it was measured on."""
+    with st.container(horizontal=True, gap="large"):
+        for entry, title in zip(study.question.checkpoints, texts.titles(study), strict=True):
+            accuracy = entry.accuracy
+            value = texts.percent(accuracy["value"]) if accuracy else "not measured"
+            images = f", {accuracy['samples']:,} {accuracy['split']} images" if accuracy else ""
+            st.metric(
+                f"{texts.plain(title)}, accuracy on {texts.plain(entry.dataset)}",
+                value,
+                help=texts.plain(f"{entry.name}, {entry.architecture}{images}"),
+                width="content",
+            )
+
+
+def draw_pictures(study: Study) -> None:
+    """The map and the probe curves, side by side where there is room."""
+    question = study.question
+    labels = [
+        figures.checkpoint_label(entry.rule, entry.name) for entry in question.checkpoints[:2]
+    ]
+    left, right = widgets.side_by_side()
+    with left:
+        title = f"Linear CKA, {question.split} split, n = {question.samples:,}"
+        pair = sources.study_pair(study, *(entry.sha256 for entry in question.checkpoints[:2]))
+        widgets.chart(
+            figures.cka_map(pair, title=title, row_label=labels[0], column_label=labels[1]),
+            "overview-map",
+            f"Map of similarities between the layers of {labels[0]} and {labels[1]}",
+        )
+        st.caption(
+            "Each cell compares a layer of one network with a layer of the other on the same "
+            "images: 1 is the same up to rotation and scale, about 0 is unrelated."
+        )
+    with right:
+        rules = {entry.name: entry.rule for entry in question.checkpoints}
+        title = f"Linear probes, {question.split} split, n = {study.probes[0].test_samples:,}"
+        widgets.chart(
+            figures.probe_curves(study.probes, rules, title=title),
+            "overview-probes",
+            "Accuracy of linear probes by depth",
+        )
+        st.caption(
+            "How well a linear classifier reads the class from each layer. Dotted lines: each "
+            "network's own classifier."
+        )
+
+
+def draw_ways_on(study: Study) -> None:
+    """Buttons to the pages that go deeper, with this pair picked."""
+    sha256s = [entry.sha256 for entry in study.question.checkpoints]
+    settings = {
+        "data": study.question.dataset,
+        "samples": study.question.samples,
+        "seed": study.question.seed,
+        "batch_size": study.question.batch_size,
+    }
+    with st.container(horizontal=True):
+        if st.button("Compare layer by layer", type="primary"):
+            links.go("views/compare.py", a=sha256s[0], b=sha256s[1], **settings)
+        if st.button("Probes of more checkpoints"):
+            links.go("views/probes.py", models=sha256s, **settings)
+
+
+st.title("BP and AugLocal, layer by layer", anchor=False)
+st.markdown(
+    "Two networks of one architecture, one trained end to end by backpropagation (BP), the other "
+    "layer by layer with local losses (AugLocal): how do their layers differ?"
+)
+studies = sources.shipped_pairs()
+if studies:
+    study = pick(studies)
+    draw_accuracies(study)
+    st.markdown(texts.seen_in(study))
+    draw_pictures(study)
+    st.caption(texts.IMAGES_NOTE)
+    draw_ways_on(study)
+else:
+    widgets.empty_state(
+        "No study yet",
+        "A study of two checkpoints in the folder `checkpoints/` appears here. Upload checkpoints "
+        "on the page Checkpoints, or train a pair with `python -m auglocal train`.",
+    )

@@ -1,0 +1,245 @@
+"""Pieces that several pages share: choice of images, a job's panel, empty states, charts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from analysis.figures import CONFIG, checkpoint_label
+from app import jobs, links, sources, texts
+from app.sources import CheckpointFile, Request
+
+FOLDER = "folder"
+NARROWEST_FIGURE = 400  # pixels, below which names on axes collide
+NARROWEST_BOX = 260  # pixels, which show a checkpoint's name
+SETTINGS = ("samples", "seed", "batch_size")
+DEFAULT_SETTINGS = (1000, 0, 125)  # batches enough for intervals; as on the command line
+
+
+def side_by_side() -> tuple[DeltaGenerator, DeltaGenerator]:
+    """Two places for figures: beside each other, or stacked where the window is narrow."""
+    grid = st.grid(2, min_column_width=NARROWEST_FIGURE, gap="large")
+    return grid.cell(), grid.cell()
+
+
+def row_of(count: int) -> list[DeltaGenerator]:
+    """Places for boxes in a row, which wraps where the window is narrow."""
+    grid = st.grid(count, min_column_width=NARROWEST_BOX)
+    return [grid.cell() for _ in range(count)]
+
+
+def chart(figure: go.Figure, key: str, alt: str) -> None:
+    """Draw a figure that is only looked at."""
+    st.plotly_chart(figure, key=key, config=CONFIG, alt=alt)
+
+
+def empty_state(title: str, text: str) -> None:
+    """A page or part of it that has nothing to show yet, and what to do about it."""
+    with st.container(border=True, horizontal_alignment="center"):
+        st.space("small")
+        st.subheader(title, anchor=False, width="content", text_alignment="center")
+        st.markdown(text, width="content", text_alignment="center")
+        st.space("small")
+
+
+def no_checkpoints() -> None:
+    """The state of a page that needs checkpoints where there are none."""
+    empty_state(
+        "No checkpoints yet", "Upload one, or train a pair with `python -m auglocal train`."
+    )
+    if st.button("Go to Checkpoints"):
+        st.switch_page("views/checkpoints.py")
+
+
+def label(entry: CheckpointFile) -> str:
+    """A checkpoint in a list to pick from; lists show text as it is."""
+    return checkpoint_label(entry.rule, entry.name)
+
+
+def show_problems(problems: Sequence[str]) -> None:
+    """Sentences about files that cannot be opened; names in them stay text."""
+    if problems:
+        with st.expander(f"{len(problems)} file(s) could not be opened"):
+            for problem in problems:
+                st.text(problem)
+
+
+def pick_data(sha256s: Sequence[str], measure: str) -> str:
+    """Let the user pick data; returns the name, empty while a folder is not yet typed in."""
+    titles = _dataset_titles(sha256s, measure)
+    default, *_ = _defaults(sha256s, measure, None)
+    links.restore("data", default, lambda text: _parse_data(text, titles))
+    if st.session_state["data"] not in {*titles, FOLDER}:
+        st.session_state["data"] = default
+    chosen = st.selectbox(
+        "Data",
+        [*titles, FOLDER],
+        key="data",
+        format_func=lambda name: titles.get(name, "Image folder ..."),
+        on_change=adopt_settings,
+        args=(tuple(sha256s), measure),
+        persist_state="session",
+    )
+    return _pick_folder() if chosen == FOLDER else str(chosen)
+
+
+def _dataset_titles(sha256s: Sequence[str], measure: str) -> dict[str, str]:
+    """What can be picked: data sets of studies of these checkpoints, and those on disk."""
+    studied = {
+        study.question.dataset: study.question.dataset_title
+        for study in sources.studies_of(sha256s, measure)
+    }
+    return {**studied, **sources.datasets_on_disk()}
+
+
+def _parse_data(text: str, titles: dict[str, str]) -> str | None:
+    """Data named in an address; a folder goes into the field for folders."""
+    if text not in titles and text.startswith(sources.FOLDER_PREFIX):
+        st.session_state["folder_path"] = text.removeprefix(sources.FOLDER_PREFIX)
+        return FOLDER
+    return text if text in titles else None
+
+
+def _pick_folder() -> str:
+    """A folder of images, typed in; empty until there is one."""
+    path = st.text_input(
+        "Folder on this machine",
+        key="folder_path",
+        placeholder="/path/to/images with train/CLASS/* and test/CLASS/*",
+        persist_state="session",
+    )
+    return f"{sources.FOLDER_PREFIX}{path.strip()}" if path and path.strip() else ""
+
+
+def pick_settings(sha256s: Sequence[str], measure: str, dataset: str) -> tuple[int, int, int]:
+    """Number of images, seed and batch size, folded away."""
+    defaults = _defaults(sha256s, measure, dataset)[1:]
+    for name, value in zip(SETTINGS, defaults, strict=True):
+        links.restore(name, value, links.whole_number)
+    samples, seed, batch_size = (st.session_state[name] for name in SETTINGS)
+    summary = f"{samples:,} test images, seed {seed}"
+    if measure == "cka":
+        summary += f", batches of {batch_size}"
+    with st.expander(summary, key=f"settings-{measure}", type="compact"):
+        return (
+            int(_number("Images", "samples", 8, 1_000_000)),
+            int(_number("Seed", "seed", 0, 999_999_999)),
+            int(_number("Batch size", "batch_size", 4, 4096)) if measure == "cka" else batch_size,
+        )
+
+
+def _number(title: str, name: str, lowest: int, highest: int) -> int:
+    """A whole number within bounds, kept across pages."""
+    st.session_state[name] = min(max(int(st.session_state[name] or lowest), lowest), highest)
+    value = st.number_input(
+        title, lowest, highest, step=1, key=name, persist_state="session", required=True
+    )
+    return int(value or lowest)
+
+
+def _defaults(
+    sha256s: Sequence[str], measure: str, dataset: str | None
+) -> tuple[str, int, int, int]:
+    """Data and settings of a study that is already here, so that it shows at once."""
+    for study in sources.studies_of(sha256s, measure):
+        question = study.question
+        if dataset in (None, question.dataset):
+            return question.dataset, question.samples, question.seed, question.batch_size
+    return dataset or "digits", *DEFAULT_SETTINGS
+
+
+def adopt_settings(sha256s: Sequence[str], measure: str) -> None:
+    """After another choice of data: the settings of a study that is already here."""
+    values = _defaults(sha256s, measure, st.session_state.get("data"))[1:]
+    st.session_state.update(dict(zip(SETTINGS, values, strict=True)))
+
+
+def adopt_pair(measure: str, *names: str) -> None:
+    """After another choice of A or B: data and settings of a study that is already here."""
+    _adopt([st.session_state[name] for name in names], measure)
+
+
+def adopt_models(measure: str, name: str) -> None:
+    """After another choice of several checkpoints: the same."""
+    _adopt(st.session_state[name], measure)
+
+
+def _adopt(sha256s: Sequence[str], measure: str) -> None:
+    """Take data and settings from a study that holds these checkpoints, if there is one."""
+    links.forget_missing()
+    if sources.studies_of(sha256s, measure):
+        dataset, *values = _defaults(sha256s, measure, None)
+        st.session_state["data"] = dataset
+        st.session_state.update(dict(zip(SETTINGS, values, strict=True)))
+
+
+def offer(request: Request, entries: Sequence[CheckpointFile], title: str, verb: str) -> None:
+    """Where an answer is not there yet: how it ended last time, progress, or a button to run."""
+    running = sources.registry().running()
+    if running is not None:
+        progress(running.key)
+        if running.key == request.key:
+            return
+    _show_last(request.key)
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        st.markdown(f"Not computed yet for these choices, {request.samples:,} images.")
+        st.button(
+            verb,
+            type="primary",
+            key=f"run-{request.measure}",
+            disabled=running is not None or not request.dataset,
+            help="One job at a time: cancel the running one or wait." if running else None,
+            on_click=_start,
+            args=(request, tuple(entries), title),
+        )
+
+
+def _start(request: Request, entries: Sequence[CheckpointFile], title: str) -> None:
+    """Start a job; another session may have been faster."""
+    try:
+        sources.start(request, entries, title)
+    except (jobs.BusyError, OSError) as error:
+        st.session_state["start_problem"] = jobs.sentence(ValueError(str(error)))
+
+
+def _show_last(key: str) -> None:
+    """Say how the last job of this question ended, if it did not end well."""
+    problem = st.session_state.pop("start_problem", None)
+    if problem:
+        st.warning(texts.plain(problem))
+    job = sources.registry().find(key)
+    if job is None or job.state in (jobs.RUNNING, jobs.DONE):
+        return
+    if job.state == jobs.FAILED:
+        st.error(f"This could not be computed. {texts.plain(job.message)}")
+    elif job.state == jobs.CANCELLED:
+        st.info("Cancelled; nothing was saved.")
+    else:
+        st.info("Interrupted, because the app was closed; run it again.")
+
+
+@st.fragment(run_every=1.0)
+def progress(key: str) -> None:
+    """A job's progress with time left and Cancel; redraws itself, and the page at the end."""
+    job = sources.registry().find(key)
+    if job is None or job.state != jobs.RUNNING:
+        st.rerun()
+    with st.container(border=True):
+        st.markdown(f"**{texts.plain(job.title)}**")
+        done = job.done / job.total if job.total else 0.0
+        st.progress(min(1.0, done), text=_progress_text(job))
+        st.button("Cancel", key=f"cancel-{key}", on_click=job.cancel, disabled=job.is_cancelling)
+
+
+def _progress_text(job: jobs.Job) -> str:
+    """Stage, count and time left."""
+    if job.is_cancelling:
+        return "Stopping after this batch"
+    text = texts.plain(job.stage)
+    if job.total:
+        text += f", {job.done:,} of {job.total:,}"
+    left = job.seconds_left()
+    return text if left is None else f"{text}, about {texts.duration(left)} left"

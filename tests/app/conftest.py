@@ -1,0 +1,268 @@
+"""Checkpoints and studies with known contents, for the tests of the pages."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.cka import CKAResult
+from analysis.probes import ProbeResult
+from analysis.study import Study, StudyCheckpoint, StudyProvenance, StudyQuestion, save_study
+
+LAYERS = (
+    "stem",
+    *(f"stage{stage}_block{block}" for stage in (1, 2, 3) for block in (1, 2, 3)),
+)
+ROOT = Path(__file__).resolve().parents[2]
+REASON = "its features are the same for every image"
+
+
+def make_cka(
+    models: Sequence[str] = ("bp-net", "auglocal-net"),
+    *,
+    undefined: str | None = None,
+    layers: Sequence[str] = LAYERS,
+) -> CKAResult:
+    """Two networks whose similarity falls by 0.05 a layer of distance and 0.1 between networks.
+
+    `undefined` names a layer of the last network that has no values.
+    """
+    depth = np.tile(np.arange(len(layers)), len(models))
+    owner = np.repeat(np.arange(len(models)), len(layers))
+    values = 1.0 - 0.05 * abs(depth[:, None] - depth) - 0.1 * (owner[:, None] != owner)
+    margin = np.full_like(values, 0.02)
+    reasons = {}
+    if undefined is not None:
+        row = len(layers) * (len(models) - 1) + list(layers).index(undefined)
+        values[row] = values[:, row] = margin[row] = margin[:, row] = math.nan
+        reasons = {f"{models[-1]}/{undefined}": REASON}
+    return CKAResult(
+        models=tuple(models),
+        layers=(tuple(layers),) * len(models),
+        values=values,
+        standard_errors=margin / 2,
+        low=values - margin,
+        high=values + margin,
+        undefined=reasons,
+        samples=1000,
+        batch_sizes=(125,) * 8,
+        interval_note=None,
+    )
+
+
+def make_probe(
+    model: str, start: float = 0.5, *, undefined: str | None = None, layers: Sequence[str] = LAYERS
+) -> ProbeResult:
+    """Accuracy rises by 0.04 a layer from `start`, with a margin of 0.02."""
+    accuracy = start + 0.04 * np.arange(len(layers))
+    reasons = {}
+    if undefined is not None:
+        accuracy[list(layers).index(undefined)] = math.nan
+        reasons = {undefined: REASON}
+    return ProbeResult(
+        model=model,
+        layers=tuple(layers),
+        accuracy=accuracy,
+        low=accuracy - 0.02,
+        high=accuracy + 0.02,
+        classifier_accuracy=0.9,
+        classifier_low=0.88,
+        classifier_high=0.92,
+        chance=0.1,
+        train_samples=697,
+        test_samples=1000,
+        penalty=1.0,
+        undefined=reasons,
+    )
+
+
+def make_study(
+    sha256s: Sequence[str] = ("a" * 64, "b" * 64),
+    *,
+    names: Sequence[str] = ("bp-net", "auglocal-net"),
+    rules: Sequence[str] = ("bp", "auglocal"),
+    starts: Sequence[float] = (0.5, 0.6),
+    dataset: str = "digits",
+    dataset_title: str = "scikit-learn digits",
+    undefined: str | None = None,
+    layers: Sequence[str] = LAYERS,
+) -> Study:
+    """A study of a pair as `analysis study` makes it."""
+    checkpoints = tuple(
+        StudyCheckpoint(
+            name=name,
+            sha256=sha256,
+            architecture="resnet20",
+            rule=rule,
+            rule_options={},
+            dataset=dataset_title,
+            accuracy={"value": 0.9, "split": "test", "samples": 1000},
+            epoch=15,
+            seed=0,
+        )
+        for name, sha256, rule in zip(names, sha256s, rules, strict=True)
+    )
+    return Study(
+        title=f"{' and '.join(names)} on {dataset_title}",
+        question=StudyQuestion(
+            checkpoints=checkpoints,
+            dataset=dataset,
+            dataset_title=dataset_title,
+            split="test",
+            samples=1000,
+            seed=0,
+            batch_size=125,
+            image_size=None,
+            images_sha256="c" * 64,
+            train_samples=697,
+            penalty=1.0,
+        ),
+        cka=make_cka(names, undefined=undefined, layers=layers),
+        probes=tuple(
+            make_probe(name, start, undefined=undefined, layers=layers)
+            for name, start in zip(names, starts, strict=True)
+        ),
+        provenance=StudyProvenance(
+            versions={"torch": "2.15.0"},
+            device="cpu",
+            seconds=3.0,
+            date="2025-11-22T08:00:00+00:00",
+            command=f"python -m analysis study {' '.join(names)} --dataset {dataset}",
+        ),
+    )
+
+
+def make_checkpoint(path: Path, rule: str = "bp", seed: int = 0) -> str:
+    """An untrained ResNet-20 as a checkpoint file; returns its checksum."""
+    import torch
+    from safetensors.torch import save_file
+
+    from auglocal.backbones.registry import build_backbone
+    from auglocal.checkpoint import CheckpointMetadata
+    from auglocal.files import file_sha256
+
+    torch.manual_seed(seed)
+    metadata = CheckpointMetadata(
+        architecture="resnet20",
+        num_classes=10,
+        input_size=(3, 32, 32),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        classes=tuple("0123456789"),
+        dataset="scikit-learn digits",
+        rule=rule,
+        rule_options={} if rule == "bp" else {"auxiliary_depth": 2, "pyramid": 0.5},
+        epoch=15,
+        accuracy={"value": 0.9, "split": "test", "samples": 1000},
+        resize=32,
+        interpolation="bilinear",
+        seed=seed,
+        config={"architecture": "resnet20", "dataset": "digits", "epochs": 15},
+        versions={"torch": "2.15.0"},
+    )
+    tensors = {
+        key: value.contiguous()
+        for key, value in build_backbone("resnet20", 10).state_dict().items()
+    }
+    save_file(tensors, path, metadata={"auglocal": metadata.to_json()})
+    return file_sha256(path)
+
+
+def fill(folder: Path, *, undefined: str | None = None) -> list[str]:
+    """A folder as `checkpoints/` is: a BP and an AugLocal checkpoint and their study."""
+    sha256s = [
+        make_checkpoint(folder / f"{rule}-net.safetensors", rule, seed)
+        for seed, rule in enumerate(("bp", "auglocal"))
+    ]
+    save_study(make_study(sha256s, undefined=undefined), folder / "pair.study.json")
+    return sha256s
+
+
+@pytest.fixture(autouse=True)
+def library(tmp_path, monkeypatch):
+    """An empty library of this test's own."""
+    folder = tmp_path / "library"
+    monkeypatch.setenv("AUGLOCAL_LIBRARY", str(folder))
+    return folder
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A folder with a pair and its study, in the place of `checkpoints/`."""
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    monkeypatch.setenv("AUGLOCAL_SHIPPED", str(folder))
+    fill(folder)
+    return folder
+
+
+@pytest.fixture
+def refill(shipped):
+    """Write the pair's study again, with an undefined layer."""
+    return lambda undefined: fill(shipped, undefined=undefined)
+
+
+@pytest.fixture
+def sha256s(shipped):
+    """Checksums of the BP and the AugLocal checkpoint."""
+    return fill(shipped)
+
+
+@pytest.fixture(name="make_study")
+def make_study_fixture():
+    return make_study
+
+
+@pytest.fixture
+def save():
+    return save_study
+
+
+@pytest.fixture
+def add_net():
+    """Write a checkpoint: (path, rule, seed) -> checksum."""
+    return make_checkpoint
+
+
+@pytest.fixture
+def open_app(shipped):
+    """Open the app at a page, with a query in the address."""
+    from streamlit.testing.v1 import AppTest
+
+    def open_page(page: str | None = None, **query: str):
+        app = AppTest.from_file(str(ROOT / "app" / "streamlit_app.py"), default_timeout=60)
+        app.run()
+        if page is not None:
+            app = AppTest.from_file(str(ROOT / "app" / "streamlit_app.py"), default_timeout=60)
+            for name, value in query.items():
+                app.query_params[name] = value
+            app.switch_page(f"views/{page}.py").run()
+        return app
+
+    return open_page
+
+
+@pytest.fixture
+def figures_of():
+    """The plotly figures of a page, as the browser gets them."""
+    return lambda app: [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+
+
+@pytest.fixture
+def wait_for_job():
+    """Wait until no job runs."""
+    from app import sources
+
+    def wait() -> None:
+        end = time.monotonic() + 60
+        while sources.registry().running() is not None:
+            assert time.monotonic() < end, "the job does not end"
+            time.sleep(0.02)
+
+    return wait
