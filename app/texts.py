@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from analysis.cka import CKAPair
@@ -238,6 +239,22 @@ def detail_rows(
         "Made with": ", ".join(f"{name} {value}" for name, value in metadata.versions.items()),
     }
     return [{"Field": name, "Value": value} for name, value in fields.items()]
+
+
+def config_rows(metadata: CheckpointMetadata) -> list[dict[str, str]]:
+    """How a checkpoint was trained, one line an option; options of other rules are left out."""
+    from auglocal.rules.registry import RULES
+
+    options_of_rules = {field.name for rule in RULES.values() for field in fields(rule)}
+    values = {
+        name: value
+        for name, value in {**metadata.config, **metadata.rule_options}.items()
+        if name not in options_of_rules or name in metadata.rule_options
+    }
+    return [
+        {"Option": name.replace("_", " "), "Value": "default" if value is None else str(value)}
+        for name, value in values.items()
+    ]
 
 
 def size(num_bytes: int) -> str:

@@ -56,13 +56,12 @@ def draw_details(entry: CheckpointFile, metadata: CheckpointMetadata) -> None:
     left, right = widgets.side_by_side()
     with left:
         st.dataframe(
-            texts.detail_rows(entry, metadata, sources.num_layers(metadata)), hide_index=True
+            texts.detail_rows(entry, metadata, sources.num_layers(metadata)),
+            hide_index=True,
+            height="content",
         )
     with right:
-        st.caption("Options of the rule")
-        st.json(metadata.rule_options, expanded=True)
-        st.caption("Configuration of the run")
-        st.json(metadata.config, expanded=False)
+        st.dataframe(texts.config_rows(metadata), hide_index=True, height="content")
     st.caption("SHA-256 of the file")
     st.code(entry.sha256, language=None)
 

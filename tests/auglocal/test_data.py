@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from auglocal.data import load_dataset
-from auglocal.errors import InputError
+from auglocal.errors import InputError, WorkError
 from auglocal.splits import stratified_choice
 
 
@@ -61,6 +61,44 @@ def test_unknown_data_set_lists_what_there_is() -> None:
 def test_a_set_that_is_not_there_says_how_to_fetch_it(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give --download to fetch it .*--data-folder"):
         load_dataset(name, folder=tmp_path)
+
+
+class StoredSet:
+    """Stands for torchvision's classes: channels last and `targets` for CIFAR, else first."""
+
+    def __init__(self, root: str, download: bool, train: bool = True, split: str = "") -> None:
+        generator = np.random.default_rng(int(train))
+        self.data = generator.integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
+        self.labels = np.arange(5)
+        if not split:
+            self.data = self.data.transpose(0, 2, 3, 1)
+            self.targets = self.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name", "num_classes"),
+    [("cifar10", "CIFAR10", 10), ("cifar100", "CIFAR100", 100), ("svhn", "SVHN", 10)],
+)
+def test_torchvisions_sets_come_channels_first(
+    name: str, class_name: str, num_classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"torchvision.datasets.{class_name}", StoredSet)
+    dataset = load_dataset(name)
+    assert len(dataset.classes) == num_classes
+    split = dataset.splits["test"]
+    stored = StoredSet("", False, **({"split": "test"} if name == "svhn" else {"train": False}))
+    expected = stored.data if name == "svhn" else stored.data.transpose(0, 3, 1, 2)
+    assert np.array_equal(split.images.numpy(), expected)
+    assert split.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_failed_download_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(root: str, **options: object) -> None:
+        raise OSError("the network is unreachable")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", refuse)
+    with pytest.raises(WorkError, match="Downloading CIFAR10 failed .the network is unreachable"):
+        load_dataset("cifar10", folder=tmp_path, download=True)
 
 
 def test_an_image_folder_gives_classes_in_order_and_images_as_stored(image_folder: Path) -> None:
