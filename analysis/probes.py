@@ -44,9 +44,7 @@ class ProbeResult:
 
     `accuracy`, `low` and `high` are (L,) fractions, NaN where undefined. The classifier is the
     model's own head on the same test images: None where undefined. `chance` is the accuracy of
-    always answering with the commonest class of the training images, which is what a probe of
-    features without information does. `undefined` tells why by layer, and under "classifier" for
-    the head.
+    guessing at random, 1 / K. `undefined` tells why by layer, and under "classifier" for the head.
     """
 
     model: str

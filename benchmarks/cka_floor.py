@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from analysis.cka import CKAAccumulator, CKAResult, batch_slices, centred_gram
 from analysis.features import stream_features
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     models = [open_model(path) for path in options.checkpoints]
+    threadpool_limits(1, user_api="blas")  # as analysis.run does
     generator = torch.Generator().manual_seed(0)
     size = (options.samples, *models[0].metadata.input_size)
     images = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)

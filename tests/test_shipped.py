@@ -1,0 +1,91 @@
+"""The shipped checkpoints and studies are what their README says, and come out again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.models import open_model
+from analysis.run import run_study
+from analysis.study import load_study
+from auglocal.checkpoint import load_checkpoint
+from auglocal.data import load_dataset
+from auglocal.evaluation import evaluate
+from auglocal.files import file_sha256
+
+FOLDER = Path(__file__).resolve().parents[1] / "checkpoints"
+README = (FOLDER / "README.md").read_text()
+CHECKPOINTS = sorted(FOLDER.glob("*.safetensors"))
+STUDIES = sorted(FOLDER.glob("*.study.json"))
+
+
+def test_a_pair_and_a_study_of_each_data_set_are_there() -> None:
+    assert [path.stem for path in CHECKPOINTS] == [
+        "cifar10-jpeg-auglocal",
+        "cifar10-jpeg-bp",
+        "digits-auglocal",
+        "digits-bp",
+    ]
+    assert [path.name for path in STUDIES] == ["cifar10-jpeg.study.json", "digits.study.json"]
+
+
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+def test_readme_gives_each_checkpoints_checksum_and_accuracy(path: Path) -> None:
+    checkpoint = load_checkpoint(path)
+    (row,) = re.findall(rf"^\| `{path.stem}` .*$", README, flags=re.MULTILINE)
+    assert checkpoint.metadata.accuracy is not None
+    assert f"{checkpoint.metadata.accuracy['value']:.4f}" in row
+    assert checkpoint.metadata.dataset in row
+    assert f"`{path.name}` {file_sha256(path)}" in README
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_studies_are_of_the_shipped_checkpoints(path: Path) -> None:
+    shipped = {file_sha256(checkpoint) for checkpoint in CHECKPOINTS}
+    assert {entry.sha256 for entry in load_study(path).question.checkpoints} <= shipped
+
+
+@pytest.mark.parametrize("pair", ["digits", "cifar10-jpeg"])
+def test_the_networks_of_a_pair_differ_in_their_rule_only(pair: str) -> None:
+    first, second = (
+        load_checkpoint(FOLDER / f"{pair}-{rule}.safetensors").metadata.config
+        for rule in ("bp", "auglocal")
+    )
+    assert {name for name in first if first[name] != second[name]} == {"rule"}
+    assert first["epochs"] >= 12
+
+
+@pytest.mark.parametrize("rule", ["bp", "auglocal"])
+def test_the_digits_networks_have_the_accuracy_that_they_claim(rule: str) -> None:
+    checkpoint = load_checkpoint(FOLDER / f"digits-{rule}.safetensors")
+    metadata = checkpoint.metadata
+    test = load_dataset("digits").splits["test"]
+    accuracy = evaluate(
+        checkpoint.build_backbone(), test.images, test.labels, metadata.mean, metadata.std
+    )
+    # Another processor may round one image in a thousand to the other side.
+    assert accuracy.value == pytest.approx(metadata.accuracy["value"], abs=0.0011)
+
+
+def test_the_digits_study_comes_out_again() -> None:
+    shipped = load_study(FOLDER / "digits.study.json")
+    question = shipped.question
+    models = [open_model(FOLDER / f"{entry.name}.safetensors") for entry in question.checkpoints]
+    again = run_study(
+        models,
+        dataset=question.dataset,
+        samples=question.samples,
+        seed=question.seed,
+        batch_size=question.batch_size,
+        train_samples=question.train_samples,
+        penalty=question.penalty,
+    )
+    assert again.question.images_sha256 == question.images_sha256
+    assert shipped.cka is not None
+    assert again.cka is not None
+    np.testing.assert_allclose(again.cka.values, shipped.cka.values, atol=1e-3)
+    for probe, same in zip(shipped.probes, again.probes, strict=True):
+        np.testing.assert_allclose(same.accuracy, probe.accuracy, atol=0.005)
