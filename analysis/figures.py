@@ -57,6 +57,7 @@ RULE_STYLES: dict[str, Style] = {
     "dgl": Style("#009E73", "dot", "diamond"),
     "predsim": Style("#CC79A7", "dashdot", "triangle-up"),
     "infopro": Style("#E69F00", "longdash", "cross"),
+    "linear": Style("#56B4E9", "longdashdot", "star"),
 }
 RULE_TITLES: dict[str, str] = {
     "bp": "BP",
@@ -64,6 +65,7 @@ RULE_TITLES: dict[str, str] = {
     "dgl": "DGL",
     "predsim": "PredSim",
     "infopro": "InfoPro",
+    "linear": "Linear",
 }
 OTHER_RULE = Style("#8A8A8A", "longdashdot", "x")
 REPEATED_DASHES = ("dot", "dashdot", "longdash", "longdashdot")

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from auglocal.backbones.backbone import LayerSpec
+from auglocal.local_loss import LocalClassifier
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def plan_auxiliary(specs: Sequence[LayerSpec], layer: int, depth: int) -> Auxili
     )
 
 
-class AuxiliaryNetwork(nn.Module):
+class AuxiliaryNetwork(LocalClassifier):
     """Copies of later layers, then global average pool and a linear classifier.
 
     A BatchNorm1d stands before the classifier only when the depth asked for is at most 1.
@@ -139,8 +139,3 @@ class AuxiliaryNetwork(nn.Module):
         pooled = self.layers(features).mean(dim=(2, 3))
         logits: Tensor = self.linear(self.norm(pooled))
         return logits
-
-    def forward(self, features: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy loss (scalar) and logits (N, K); `images` is not needed."""
-        logits = self.logits(features).float()
-        return functional.cross_entropy(logits, labels), logits

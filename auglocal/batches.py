@@ -23,6 +23,17 @@ class Augmentation:
     flip: bool
 
 
+@dataclass(frozen=True)
+class Normalisation:
+    """How pixel values in [0, 1] become a network's input: (value - mean) / std by channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+UNCHANGED = Normalisation(mean=(0.0,), std=(1.0,))
+
+
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
     """Shift and mirror each image by its own draw.
 

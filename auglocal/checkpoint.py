@@ -24,7 +24,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from auglocal.backbones.backbone import Backbone
-from auglocal.backbones.registry import BACKBONES, build_backbone, build_meta_backbone
+from auglocal.backbones.registry import (
+    BACKBONES,
+    MAX_WIDTH,
+    build_backbone,
+    build_meta_backbone,
+)
 from auglocal.errors import InputError
 from auglocal.files import write_whole
 from auglocal.network import LocalNetwork
@@ -59,6 +64,7 @@ class CheckpointMetadata:
         seed: of the run.
         config: the whole run configuration, without paths.
         versions: of the packages that trained it.
+        width: multiplier of the backbone's channels; 1 where an older file does not say.
     """
 
     architecture: str
@@ -77,6 +83,7 @@ class CheckpointMetadata:
     seed: int
     config: dict[str, Any]
     versions: dict[str, str]
+    width: float = 1.0
 
     def to_json(self) -> str:
         """One JSON text with sorted keys, so that equal content has an equal checksum."""
@@ -96,7 +103,10 @@ class Checkpoint:
     def build_backbone(self) -> Backbone:
         """The backbone with these weights, in float32, in evaluation mode."""
         backbone = build_backbone(
-            self.metadata.architecture, self.metadata.num_classes, self.metadata.input_size
+            self.metadata.architecture,
+            self.metadata.num_classes,
+            self.metadata.input_size,
+            self.metadata.width,
         )
         backbone.load_state_dict(self.backbone)
         return backbone.eval()
@@ -202,6 +212,7 @@ def _parse_metadata(path: Path, text: str) -> CheckpointMetadata:
             f"{path.name} has checkpoint format {version}, newer than this version reads "
             f"({FORMAT_VERSION}); update auglocal."
         )
+    values.setdefault("width", 1.0)
     for name, is_valid in METADATA_CHECKS.items():
         if name not in values or not is_valid(values[name]):
             raise _bad_metadata(path, name)
@@ -288,6 +299,7 @@ METADATA_CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "seed": _is_count,
     "config": lambda value: isinstance(value, dict),
     "versions": lambda value: isinstance(value, dict),
+    "width": lambda value: _is_number(value, 0, MAX_WIDTH) and value > 0,
 }
 
 
@@ -296,7 +308,7 @@ def _check_backbone(
 ) -> None:
     """Refuse tensors that are not those of the architecture, before any of it is built."""
     expected = build_meta_backbone(
-        metadata.architecture, metadata.num_classes, metadata.input_size
+        metadata.architecture, metadata.num_classes, metadata.input_size, metadata.width
     ).state_dict()
     missing = sorted(expected.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - expected.keys())

@@ -27,11 +27,28 @@ class TrainConfig:
     """Everything that decides the outcome of a run. Each field's doc is its command-line help."""
 
     architecture: str = option("resnet20", "backbone to train")
+    width: float = option(1.0, "multiplies the backbone's channels")
     dataset: str = option("digits", "data to train on; imagefolder:PATH for a folder tree")
     rule: str = option("auglocal", "learning rule")
     auxiliary_depth: int = option(2, "auglocal: layers in the first auxiliary network")
     pyramid: float = option(0.5, "auglocal: 0 keeps that depth everywhere, 1 falls to one layer")
     tail: int | None = option(None, "auglocal: layers that train with the classifier (depth + 1)")
+    modules: int | None = option(
+        None, "all but bp: blocks of layers that learn by themselves (a block a layer); 1 is bp"
+    )
+    local_loss: str = option("cross-entropy", "auglocal: what its auxiliary networks learn from")
+    reconstruction_first: float | None = option(
+        None, "infopro: weight of its reconstruction loss at the first block (5)"
+    )
+    reconstruction_last: float | None = option(
+        None, "infopro: the same at the last hidden block (0.2; 0.5 for resnet110)"
+    )
+    cross_entropy_first: float | None = option(
+        None, "infopro: weight of its cross-entropy at the first block (0.05; 0 for resnet110)"
+    )
+    cross_entropy_last: float | None = option(
+        None, "infopro: the same at the last hidden block (0.5; 1 for resnet110)"
+    )
     epochs: int = option(15, "passes over the training images")
     batch_size: int = option(32, "images a step")
     learning_rate: float = option(0.05, "peak learning rate")
@@ -53,7 +70,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_dataset_name(self.dataset)
         with torch.device("meta"):  # no weights: does the rule fit the backbone?
-            self.make_rule().build(build_backbone(self.architecture))
+            self.make_rule().build(build_backbone(self.architecture, width=self.width))
         _require_choice("schedule", self.schedule, tuple(SCHEDULES))
         _require_choice("precision", self.precision, PRECISION_NAMES)
         _require_choice("device", self.device, DEVICE_NAMES)

@@ -23,7 +23,7 @@ class LocalNetwork(nn.Module):
         backbone: the network to be trained.
         blocks: layer indices of each block; together every layer once, in order.
         auxiliaries: for each block but the last, a module with `logits(features) -> (N, K)` and
-            `forward(features, images, labels) -> (loss, logits)`.
+            `forward(features, images, labels) -> (loss, logits)`; see `LocalClassifier`.
     """
 
     def __init__(

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from auglocal.auxiliary import AuxiliaryNetwork
-from auglocal.backbones.backbone import layer_sizes
-from auglocal.backbones.registry import build_backbone, build_meta_backbone
+from auglocal.backbones.backbone import layer_shapes
+from auglocal.backbones.registry import build_backbone
+from auglocal.local_loss import CombinedLoss
 from auglocal.network import LocalNetwork
 from auglocal.rules.registry import Rule
 
@@ -24,8 +25,11 @@ def make_plan(
     rule: Rule,
     num_classes: int = 10,
     input_size: tuple[int, int, int] = (3, 32, 32),
+    width: float = 1.0,
 ) -> dict[str, Any]:
     """Lay out how `rule` trains `architecture`; nothing is allocated but names and shapes.
+
+    An auxiliary network that copies no layers has depth 0 and empty lists.
 
     Returns:
         {"architecture", "rule", "layers": [{"index", "name", "channels", "size"}],
@@ -33,8 +37,8 @@ def make_plan(
         "channels": [[in, out]], "parameters"}], "parameters": {"backbone", "auxiliary", "total"}}.
     """
     with torch.device("meta"):
-        network = rule.build(build_backbone(architecture, num_classes, input_size))
-    sizes = layer_sizes(build_meta_backbone(architecture, num_classes, input_size))
+        network = rule.build(build_backbone(architecture, num_classes, input_size, width))
+    sizes = [shape[-1] for shape in layer_shapes(network.backbone)]
     auxiliaries = _auxiliary_rows(network)
     backbone_parameters = count_parameters(network.backbone)
     auxiliary_parameters = count_parameters(network.auxiliaries)
@@ -63,16 +67,16 @@ def count_parameters(module: nn.Module) -> int:
 def _auxiliary_rows(network: LocalNetwork) -> list[dict[str, Any]]:
     """One plain row for each auxiliary network, input to output."""
     rows = []
-    for auxiliary in network.auxiliaries.values():
-        assert isinstance(auxiliary, AuxiliaryNetwork)
-        spec = auxiliary.spec
+    for block, auxiliary in zip(network.blocks, network.auxiliaries.values()):
+        classifier = auxiliary.classifier if isinstance(auxiliary, CombinedLoss) else auxiliary
+        spec = classifier.spec if isinstance(classifier, AuxiliaryNetwork) else None
         rows.append(
             {
-                "layer": spec.layer,
-                "depth": spec.depth,
-                "selected": list(spec.selected),
-                "strides": list(spec.strides),
-                "channels": [list(pair) for pair in spec.channels],
+                "layer": block[-1],
+                "depth": spec.depth if spec else 0,
+                "selected": list(spec.selected) if spec else [],
+                "strides": list(spec.strides) if spec else [],
+                "channels": [list(pair) for pair in spec.channels] if spec else [],
                 "parameters": count_parameters(auxiliary),
             }
         )
@@ -95,7 +99,7 @@ def plan_table(plan: dict[str, Any]) -> str:
         copies = parameters = ""
         if auxiliary is not None:
             pairs = zip(auxiliary["selected"], auxiliary["strides"])
-            copies = ", ".join(f"{index} ({stride})" for index, stride in pairs)
+            copies = ", ".join(f"{index} ({stride})" for index, stride in pairs) or "no copies"
             parameters = f"{auxiliary['parameters']:,}"
         elif block_by_layer[layer["index"]] == len(plan["blocks"]) - 1:
             copies = "trains with the classifier"

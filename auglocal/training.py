@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auglocal.batches import channel_statistics, normalise, num_batches, training_batches
+from auglocal.batches import (
+    Normalisation,
+    channel_statistics,
+    normalise,
+    num_batches,
+    training_batches,
+)
 from auglocal.checkpoint import CheckpointMetadata, package_versions, save_checkpoint
 from auglocal.config import TrainConfig
 from auglocal.data import Dataset, load_dataset
@@ -61,6 +67,11 @@ class Material:
         """(C, H, W) of one image."""
         channels, height, width = self.splits["train"].images.shape[1:]
         return channels, height, width
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """How its images are normalised."""
+        return Normalisation(self.mean, self.std)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Images uint8 (N, C, H, W) -> normalised float32 of the same shape."""
@@ -209,6 +220,8 @@ def prepare_state(config: TrainConfig, material: Material, saved: dict[str, Any]
         material.num_classes,
         material.input_size,
         config.seed,
+        width=config.width,
+        normalisation=material.normalisation,
     )
     network = network.to(device).to(memory_format=_memory_format(config))
     optimizer = torch.optim.SGD(
@@ -460,4 +473,5 @@ def describe_network(
         seed=config.seed,
         config=config.portable(),
         versions=package_versions(),
+        width=config.width,
     )

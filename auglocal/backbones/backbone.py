@@ -95,8 +95,17 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
 
 
-def layer_sizes(backbone: Backbone) -> list[int]:
-    """H (= W) of every layer's output, found by running the backbone on no data ("meta" device)."""
-    meta = backbone.to("meta").eval()
-    images = torch.empty(1, *backbone.input_size, device="meta")
-    return [int(features.shape[-1]) for _, features in meta.forward_layers(images)]
+def layer_shapes(backbone: Backbone) -> list[tuple[int, int, int]]:
+    """(C, H, W) of every layer's output, found by running fresh layers on no data ("meta" device).
+
+    The backbone itself is left as it is.
+    """
+    shapes = []
+    with torch.device("meta"):
+        features = torch.empty(1, *backbone.input_size)
+        for spec in backbone.specs:
+            layer = spec.build(features.shape[1], spec.stride).eval()
+            features = layer(features)
+            channels, height, width = features.shape[1:]
+            shapes.append((channels, height, width))
+    return shapes

@@ -1,4 +1,4 @@
-"""CIFAR ResNets: a 3x3 stem and three stages of BasicBlocks, 16, 32 and 64 channels wide.
+"""CIFAR ResNets: a 3x3 stem and three stages of BasicBlocks, 16, 32 and 64 channels at width 1.
 
 Source: He et al. 2016, section 4.2, with projection shortcuts (1x1 convolution and BatchNorm) where
 the shape changes, as the AugLocal authors build them.
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from auglocal.backbones.backbone import Backbone, LayerSpec
 
-STAGE_CHANNELS = (16, 32, 64)
+FIRST_CHANNELS = 16
+NUM_STAGES = 3
 
 
 class Stem(nn.Module):
@@ -68,22 +69,27 @@ class Head(nn.Module):
         return logits
 
 
-def resnet_cifar(depth: int, num_classes: int, input_size: tuple[int, int, int]) -> Backbone:
+def resnet_cifar(
+    depth: int, num_classes: int, input_size: tuple[int, int, int], width: float = 1.0
+) -> Backbone:
     """Build the CIFAR ResNet with `depth` weighted layers (6n + 2: 20, 32, 44, 56, 110).
 
     Args:
         depth: number of convolutions and the classifier on the longest path.
         num_classes: K.
         input_size: (C, H, W) of one image.
+        width: the first stage has round(16 * width) channels, at least 1. Each later stage doubles
+            them exactly, whatever the width, since auxiliary networks halve where channels double.
     """
     blocks_per_stage, remainder = divmod(depth - 2, 6)
     if remainder or blocks_per_stage < 1:
         raise ValueError(f"expected a depth of 6n + 2, came {depth}")
-    width = STAGE_CHANNELS[0]
-    specs = [LayerSpec("stem", width, 1, partial(Stem, channels=width))]
-    for stage_index, channels in enumerate(STAGE_CHANNELS):
+    channels = max(1, round(FIRST_CHANNELS * width))
+    specs = [LayerSpec("stem", channels, 1, partial(Stem, channels=channels))]
+    for stage_index in range(NUM_STAGES):
+        channels *= 2 if stage_index > 0 else 1
         for block_index in range(blocks_per_stage):
             stride = 2 if stage_index > 0 and block_index == 0 else 1
             name = f"stage{stage_index + 1}_block{block_index + 1}"
             specs.append(LayerSpec(name, channels, stride, partial(BasicBlock, channels=channels)))
-    return Backbone(specs, Head(STAGE_CHANNELS[-1], num_classes), input_size, num_classes)
+    return Backbone(specs, Head(channels, num_classes), input_size, num_classes)

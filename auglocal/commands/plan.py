@@ -20,7 +20,8 @@ def add_plan(commands: Any) -> None:
         description="Show how a rule cuts a backbone into blocks, and what each learns from.",
     )
     parser.set_defaults(command=run_plan)
-    add_config_options(parser, ["architecture", "rule", "auxiliary_depth", "pyramid", "tail"])
+    names = ["architecture", "width", "rule", "auxiliary_depth", "pyramid", "tail", "modules"]
+    add_config_options(parser, [*names, "local_loss"])
     parser.add_argument("--num-classes", type=int, default=10, help="classes (default: 10)")
     parser.add_argument("--image-size", dest="size", type=int, default=32, help="pixels (32)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
@@ -32,7 +33,13 @@ def run_plan(options: argparse.Namespace) -> int:
         raise InputError("A plan needs at least 2 classes and images of 8 pixels.")
     config = TrainConfig(**given_config(options))
     input_size = (3, options.size, options.size)
-    rule = config.make_rule()
-    plan = make_plan(config.architecture, config.rule, rule, options.num_classes, input_size)
+    plan = make_plan(
+        config.architecture,
+        config.rule,
+        config.make_rule(),
+        options.num_classes,
+        input_size,
+        config.width,
+    )
     print(json.dumps(plan) if options.json else plan_table(plan))
     return DONE

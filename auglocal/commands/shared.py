@@ -13,12 +13,14 @@ from auglocal.backbones.registry import BACKBONES
 from auglocal.config import TrainConfig
 from auglocal.data import SOURCES
 from auglocal.errors import InputError, WorkError
+from auglocal.rules.auglocal import LOCAL_LOSSES
 from auglocal.rules.registry import RULES
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 CHOICES = {
     "architecture": tuple(BACKBONES),
     "rule": tuple(RULES),
+    "local_loss": tuple(LOCAL_LOSSES),
     "dataset": (*SOURCES, "imagefolder:PATH"),
 }
 

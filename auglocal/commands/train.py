@@ -174,6 +174,7 @@ def _dry_run(config: TrainConfig, material: Material, options: argparse.Namespac
         config.make_rule(),
         material.num_classes,
         material.input_size,
+        config.width,
     )
     seconds = _seconds_per_step(config, material) * steps * config.epochs
     outcome = {

@@ -1,33 +1,57 @@
 """AugLocal: every hidden layer learns from an auxiliary network made of later layers.
 
+Its auxiliary networks may learn from the extra loss of PredSim or InfoPro besides cross-entropy.
 Source: Ma, Wu, Si, Tan, ICLR 2024; `auglocal.auxiliary` has the construction.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from auglocal.auxiliary import AuxiliaryNetwork, plan_auxiliary, pyramidal_depths
 from auglocal.backbones.backbone import Backbone, initialise
+from auglocal.batches import UNCHANGED, Normalisation
+from auglocal.blocks import cut_into_blocks
 from auglocal.errors import InputError
+from auglocal.local_loss import LocalClassifier
 from auglocal.network import LocalNetwork
+from auglocal.rules.infopro import LossWeights, with_reconstruction
+from auglocal.rules.predsim import with_similarity
+
+# What is added to the auxiliary networks' cross-entropy, by the name of the local loss.
+LOCAL_LOSSES: dict[str, Callable[..., Sequence[LocalClassifier]]] = {
+    "cross-entropy": lambda classifiers, *_: classifiers,
+    "predsim": lambda classifiers, backbone, blocks, *_: with_similarity(
+        classifiers, backbone, blocks
+    ),
+    "infopro": with_reconstruction,
+}
 
 
 @dataclass(frozen=True)
-class AugLocal:
+class AugLocal(LossWeights):
     """A block a layer, up to a tail of layers that train jointly with the classifier.
+
+    The weights inherited are those of the local loss "infopro".
 
     Attributes:
         auxiliary_depth: d >= 1, layers in the first block's auxiliary network.
         pyramid: c in [0, 1], how fast the depth falls towards the output.
         tail: layers that train with the classifier; None is d + 1, as in the paper's CIFAR code.
+        modules: K, blocks in all, tail included; None is a block a layer before the tail. With
+            fewer, the tail is at least ceil(n / K) of n layers, unless it is given.
+        local_loss: a name in `LOCAL_LOSSES`.
     """
 
     auxiliary_depth: int = 2
     pyramid: float = 0.5
     tail: int | None = None
+    modules: int | None = None
+    local_loss: str = "cross-entropy"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.auxiliary_depth < 1:
             raise InputError(
                 f"The auxiliary depth must be at least 1, not {self.auxiliary_depth}; "
@@ -40,29 +64,35 @@ class AugLocal:
             )
         if self.tail is not None and self.tail < 1:
             raise InputError(f"The tail must have at least 1 layer, not {self.tail}.")
+        if self.local_loss not in LOCAL_LOSSES:
+            raise InputError(
+                f"There is no local loss {self.local_loss!r}; choose one of "
+                f"{', '.join(LOCAL_LOSSES)}."
+            )
 
-    def build(self, backbone: Backbone) -> LocalNetwork:
+    def build(self, backbone: Backbone, normalisation: Normalisation = UNCHANGED) -> LocalNetwork:
         """Cut the backbone into blocks and build each hidden block's auxiliary network."""
-        num_layers = len(backbone.layers)
-        num_hidden = num_layers - self._tail_length(num_layers)
-        depths = pyramidal_depths(num_hidden + 1, self.auxiliary_depth, self.pyramid)
-        auxiliaries = []
-        for layer, depth in enumerate(depths):
-            spec = plan_auxiliary(backbone.specs, layer, depth)
+        blocks = self._cut(len(backbone.layers))
+        depths = pyramidal_depths(len(blocks), self.auxiliary_depth, self.pyramid)
+        auxiliaries: list[LocalClassifier] = []
+        for block, depth in zip(blocks, depths):
+            spec = plan_auxiliary(backbone.specs, block[-1], depth)
             auxiliary = AuxiliaryNetwork(spec, backbone.specs, backbone.num_classes)
             initialise(auxiliary)
             auxiliaries.append(auxiliary)
-        blocks = [[layer] for layer in range(num_hidden)]
-        return LocalNetwork(backbone, [*blocks, range(num_hidden, num_layers)], auxiliaries)
+        add_extra_loss = LOCAL_LOSSES[self.local_loss]
+        return LocalNetwork(
+            backbone, blocks, add_extra_loss(auxiliaries, backbone, blocks, normalisation, self)
+        )
 
-    def _tail_length(self, num_layers: int) -> int:
-        """Layers in the last block; at least one layer is left to learn locally."""
+    def _cut(self, num_layers: int) -> list[range]:
+        """Blocks of layers; unless there is one module, a layer at least learns locally."""
         tail = self.auxiliary_depth + 1 if self.tail is None else self.tail
-        if tail >= num_layers:
+        if tail >= num_layers and self.modules != 1:
             cause = "tail" if self.tail is not None else "auxiliary depth"
             largest = num_layers - (1 if self.tail is not None else 2)
             raise InputError(
                 f"With a tail of {tail} layers nothing is left to learn locally in a backbone of "
                 f"{num_layers}; give a smaller {cause}, at most {largest}."
             )
-        return tail
+        return cut_into_blocks(num_layers, self.modules, self.auxiliary_depth + 1, self.tail)

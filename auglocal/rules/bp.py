@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from auglocal.backbones.backbone import Backbone
+from auglocal.batches import UNCHANGED, Normalisation
 from auglocal.network import LocalNetwork
 
 
@@ -12,6 +13,6 @@ from auglocal.network import LocalNetwork
 class BP:
     """End-to-end backpropagation; it has no options."""
 
-    def build(self, backbone: Backbone) -> LocalNetwork:
+    def build(self, backbone: Backbone, normalisation: Normalisation = UNCHANGED) -> LocalNetwork:
         """Make one block of all layers."""
         return LocalNetwork(backbone, [range(len(backbone.layers))], [])

@@ -1,7 +1,7 @@
 """Learning rules by name: a name and its options in, the rule out.
 
-A rule is a frozen dataclass: its fields are its options, and `build(backbone)` makes the
-`LocalNetwork` that it trains.
+A rule is a frozen dataclass: its fields are its options, and `build(backbone, normalisation)` makes
+the `LocalNetwork` that it trains.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ import torch
 
 from auglocal.backbones.backbone import Backbone
 from auglocal.backbones.registry import build_backbone
+from auglocal.batches import UNCHANGED, Normalisation
 from auglocal.errors import InputError
 from auglocal.network import LocalNetwork
 from auglocal.rules.auglocal import AugLocal
 from auglocal.rules.bp import BP
+from auglocal.rules.dgl import DGL
+from auglocal.rules.infopro import InfoPro
+from auglocal.rules.linear import Linear
+from auglocal.rules.predsim import PredSim
 
 
 class Rule(Protocol):
@@ -24,12 +29,24 @@ class Rule(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def build(self, backbone: Backbone) -> LocalNetwork:
-        """Cut `backbone` into blocks and give each hidden block something to learn from."""
+    def build(self, backbone: Backbone, normalisation: Normalisation = UNCHANGED) -> LocalNetwork:
+        """Cut `backbone` into blocks and give each hidden block something to learn from.
+
+        Args:
+            backbone: becomes part of the network.
+            normalisation: of the images, for a loss that asks for their pixel values.
+        """
         ...
 
 
-RULES: dict[str, type[BP] | type[AugLocal]] = {"bp": BP, "auglocal": AugLocal}
+RULES: dict[str, type[Rule]] = {
+    "bp": BP,
+    "auglocal": AugLocal,
+    "dgl": DGL,
+    "predsim": PredSim,
+    "infopro": InfoPro,
+    "linear": Linear,
+}
 
 
 def make_rule(name: str, options: object) -> Rule:
@@ -51,12 +68,24 @@ def build_network(
     num_classes: int,
     input_size: tuple[int, int, int],
     seed: int,
+    *,
+    width: float = 1.0,
+    normalisation: Normalisation = UNCHANGED,
 ) -> LocalNetwork:
     """Build a fresh network on the CPU; equal seeds give equal backbones whatever the rule.
 
     The backbone is drawn before the auxiliary networks, so that rules start from the same weights.
+
+    Args:
+        architecture: name of the backbone.
+        rule: how it is trained.
+        num_classes: K.
+        input_size: (C, H, W) of one image.
+        seed: of all draws.
+        width: multiplies the backbone's channels.
+        normalisation: of the images it will see.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = build_backbone(architecture, num_classes, input_size)
-        return rule.build(backbone)
+        backbone = build_backbone(architecture, num_classes, input_size, width)
+        return rule.build(backbone, normalisation)

@@ -144,7 +144,7 @@ def test_rules_keep_their_colours_and_differ_in_dash_and_marker():
     assert styles["x"].colour == "#D55E00"
     assert styles["y"].colour == styles["z"].colour == "#0072B2"
     assert len({(style.dash, style.symbol) for style in styles.values()}) == 4
-    assert len({style.symbol for style in figures.RULE_STYLES.values()}) == 5
+    assert len({style.symbol for style in figures.RULE_STYLES.values()}) == 6
 
 
 def test_names_from_files_stay_text():

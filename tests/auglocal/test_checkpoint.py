@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +153,34 @@ def test_weights_without_our_metadata_are_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+def test_a_wider_network_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "wide.safetensors"
+    network = build_network("resnet20", BP(), 2, SIZE, seed=0, width=1.5)
+    save_checkpoint(path, network, replace(METADATA, width=1.5))
+    backbone = load_checkpoint(path).build_backbone()
+    assert backbone.specs[0].channels == 24
+    images = torch.randn(2, *SIZE)
+    assert torch.equal(backbone(images), network.backbone.eval()(images))
+
+
+def test_a_file_from_before_width_has_width_one(checkpoint_path: Path) -> None:
+    rewrite(checkpoint_path, lambda values: values.pop("width"))
+    assert load_checkpoint(checkpoint_path).metadata == METADATA
+
+
+def test_a_width_that_the_tensors_do_not_have_is_refused(checkpoint_path: Path) -> None:
+    rewrite(checkpoint_path, lambda values: values.update(width=2))
+    with pytest.raises(InputError, match="says that it holds a resnet20 but misshapes"):
+        load_checkpoint(checkpoint_path)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("width", 0),
+        ("width", 65),
+        ("width", "wide"),
+        ("width", None),
         ("architecture", 5),
         ("num_classes", -1),
         ("num_classes", 10**9),

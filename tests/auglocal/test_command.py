@@ -65,6 +65,33 @@ def test_training_prints_one_json_document(
     assert load_checkpoint(outcome["checkpoint"]).metadata.rule == "bp"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--rule", "dgl"],
+        ["--rule", "predsim", "--precision", "bf16"],
+        ["--rule", "infopro", "--precision", "bf16", "--reconstruction-first", "2"],
+        ["--rule", "linear", "--modules", "3"],
+        ["--local-loss", "predsim", "--modules", "4"],
+        ["--local-loss", "infopro", "--width", "0.7"],
+    ],
+    ids=" ".join,
+)
+def test_every_rule_trains(
+    options: list[str], data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", *data, *TINY, *options, "--out", str(tmp_path / "run"), "--json"]
+    assert main(command) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["finished"]
+    losses = outcome["metrics"]["losses"]
+    assert all(loss > 0 for loss in losses.values())
+    checkpoint = load_checkpoint(outcome["checkpoint"])
+    blocks = {key.split(".")[1] for key in checkpoint.auxiliary}
+    assert blocks == losses.keys() - {"head"}
+    checkpoint.build_backbone()
+
+
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
     data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +142,10 @@ def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
         (["--dataset", "cifar10", "--data-folder", "/nowhere"], "give --download to fetch it"),
         (["--auxiliary-depth", "12"], "smaller auxiliary depth, at most 8"),
         (["--pyramid", "2"], "pyramid coefficient must lie between 0 and 1"),
+        (["--modules", "9"], "give --modules 8 or fewer, or a smaller --tail"),
+        (["--rule", "dgl", "--modules", "0"], "10 layers has 1 to 10 modules, not 0"),
+        (["--local-loss", "mse"], "no local loss 'mse'; choose one of cross-entropy, predsim"),
+        (["--width", "0"], "width must be above 0 and at most 64, not 0; give --width 1"),
         (["--epochs", "none"], "argument --epochs: invalid int value: 'none'"),
         (["--epoch-count", "3"], "unrecognized arguments: --epoch-count 3"),
         (["--resume", "/nowhere"], "/nowhere holds no run"),
@@ -151,6 +182,16 @@ def test_plan_prints_what_was_promised(capsys: pytest.CaptureFixture[str]) -> No
     assert plan["parameters"] == {"backbone": 1730714, "auxiliary": 7240702, "total": 8971416}
     assert main(["plan"]) == 0
     assert "resnet20 under auglocal" in capsys.readouterr().out
+
+
+def test_plan_takes_every_rule_modules_and_width(capsys: pytest.CaptureFixture[str]) -> None:
+    for rule in ("dgl", "predsim", "infopro", "linear"):
+        assert main(["plan", "--rule", rule, "--modules", "4", "--width", "2", "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert [len(block) for block in plan["blocks"]] == [3, 2, 2, 3]
+        assert [row["layer"] for row in plan["auxiliaries"]] == [2, 4, 6]
+        assert plan["layers"][0]["channels"] == 32
+        assert all(row["selected"] == [] for row in plan["auxiliaries"])
 
 
 def test_plan_of_bp_is_one_block(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,11 +31,16 @@ def test_a_portable_record_names_no_place_on_this_machine() -> None:
 
 def test_only_the_rules_own_options_are_its_options() -> None:
     assert TrainConfig(rule="bp").rule_options() == {}
-    assert TrainConfig(auxiliary_depth=3).rule_options() == {
-        "auxiliary_depth": 3,
-        "pyramid": 0.5,
-        "tail": None,
-    }
+    assert TrainConfig(rule="dgl", auxiliary_depth=3).rule_options() == {"modules": None}
+    weights = {"reconstruction_first", "reconstruction_last"}
+    weights |= {"cross_entropy_first", "cross_entropy_last"}
+    assert TrainConfig(rule="infopro").rule_options().keys() == weights | {"modules"}
+    own = {"auxiliary_depth", "pyramid", "tail", "modules", "local_loss"}
+    assert TrainConfig().rule_options().keys() == weights | own
+
+
+def test_a_record_from_before_the_newer_options_still_opens() -> None:
+    assert config_from_json('{"rule": "auglocal", "tail": 3}') == TrainConfig(tail=3)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,11 @@ def test_only_the_rules_own_options_are_its_options() -> None:
         ("seed", -1, "seed must be at least 0"),
         ("pyramid", -0.1, "pyramid coefficient must lie between 0 and 1"),
         ("auxiliary_depth", 0, "auxiliary depth must be at least 1"),
+        ("local_loss", "mse", "no local loss 'mse'"),
+        ("modules", 11, "10 layers has 1 to 10 modules, not 11"),
+        ("reconstruction_first", -1.0, "weight reconstruction first must be at least 0"),
+        ("width", 0.0, "width must be above 0"),
+        ("width", float("nan"), "width must be above 0"),
     ],
 )
 def test_values_out_of_range_are_refused(field: str, value: object, message: str) -> None:

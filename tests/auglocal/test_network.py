@@ -13,7 +13,11 @@ from auglocal.backbones.registry import build_backbone
 from auglocal.network import LocalNetwork
 from auglocal.rules.auglocal import AugLocal
 from auglocal.rules.bp import BP
-from auglocal.rules.registry import build_network
+from auglocal.rules.dgl import DGL
+from auglocal.rules.infopro import InfoPro
+from auglocal.rules.linear import Linear
+from auglocal.rules.predsim import PredSim
+from auglocal.rules.registry import Rule, build_network
 
 SMALL = (3, 16, 16)
 
@@ -33,8 +37,22 @@ def moved(module: nn.Module) -> set[str]:
     }
 
 
-def test_a_local_loss_reaches_its_own_block_and_auxiliary_and_nothing_else() -> None:
-    network = build_network("resnet20", AugLocal(auxiliary_depth=2), 4, SMALL, seed=0)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        AugLocal(auxiliary_depth=2),
+        AugLocal(auxiliary_depth=2, local_loss="predsim", modules=4),
+        AugLocal(auxiliary_depth=2, local_loss="infopro"),
+        DGL(),
+        DGL(modules=3),
+        PredSim(),
+        InfoPro(),
+        Linear(),
+    ],
+    ids=str,
+)
+def test_a_local_loss_reaches_its_own_block_and_auxiliary_and_nothing_else(rule: Rule) -> None:
+    network = build_network("resnet20", rule, 4, SMALL, seed=0)
     names = network.backbone.layer_names
     for block_index, (block_name, loss, _) in enumerate(network.local_losses(*make_batch())):
         network.zero_grad(set_to_none=True)
@@ -61,6 +79,38 @@ def test_bp_gradients_equal_plain_autograd() -> None:
     assert block_name == "head"
     for ours, theirs in zip(network.backbone.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        AugLocal(auxiliary_depth=20, modules=1),
+        AugLocal(modules=1, local_loss="infopro"),
+        DGL(modules=1),
+        PredSim(modules=1),
+        InfoPro(modules=1),
+        Linear(modules=1),
+    ],
+    ids=str,
+)
+def test_one_module_gives_the_gradients_of_bp(rule: Rule) -> None:
+    networks = [build_network("resnet20", each, 4, SMALL, seed=0) for each in (rule, BP())]
+    for network in networks:
+        ((_, loss, _),) = network.local_losses(*make_batch())
+        loss.backward()
+    for ours, bps in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(ours.grad, bps.grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rule_type", [AugLocal, DGL, PredSim, InfoPro, Linear])
+@pytest.mark.parametrize("num_modules", [2, 3, 5])
+def test_modules_are_the_blocks_that_learn_by_themselves(
+    rule_type: type[Rule], num_modules: int
+) -> None:
+    network = build_network("resnet20", rule_type(modules=num_modules), 4, SMALL, seed=0)
+    names = [name for name, _, _ in network.local_losses(*make_batch())]
+    assert len(names) == num_modules
+    assert names[-1] == "head"
 
 
 def test_a_hidden_blocks_gradient_is_that_of_block_and_auxiliary_alone() -> None:

@@ -39,7 +39,7 @@ def run(config: TrainConfig, path: Path, stop_after: int | None = None) -> bool:
     return train(config, material, folder, listener)
 
 
-@pytest.mark.parametrize("rule", ["bp", "auglocal"])
+@pytest.mark.parametrize("rule", ["bp", "auglocal", "infopro"])
 def test_a_run_stopped_inside_each_epoch_ends_as_one_that_was_not(
     rule: str, config: TrainConfig, tmp_path: Path
 ) -> None:
@@ -93,6 +93,14 @@ def test_the_checkpoint_says_what_was_trained_on_what(config: TrainConfig, tmp_p
     assert metadata.accuracy is not None
     assert (metadata.accuracy["split"], metadata.accuracy["samples"]) == ("test", 16)
     assert str(tmp_path.parent) not in metadata.to_json()
+
+
+def test_reconstructions_are_held_to_the_images_of_the_data(config: TrainConfig) -> None:
+    material = prepare_material(config, download=False)
+    state = prepare_state(replace(config, rule="infopro"), material, None)
+    for auxiliary in state.network.auxiliaries.values():
+        assert tuple(auxiliary.extra.mean.flatten().tolist()) == pytest.approx(material.mean)
+        assert tuple(auxiliary.extra.std.flatten().tolist()) == pytest.approx(material.std)
 
 
 def test_no_best_checkpoint_where_nothing_is_held_out(config: TrainConfig, tmp_path: Path) -> None:
