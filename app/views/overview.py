@@ -94,9 +94,13 @@ st.markdown(
 studies = sources.shipped_pairs()
 if studies:
     study = pick(studies)
-    draw_accuracies(study)
-    st.markdown(texts.seen_in(study))
-    draw_pictures(study)
+    words, pictures = st.container(), st.container()
+    # The pictures go out first: the browser takes a second to load what draws them.
+    with pictures:
+        draw_pictures(study)
+    with words:
+        draw_accuracies(study)
+        st.markdown(texts.seen_in(study))
     st.caption(texts.IMAGES_NOTE)
     draw_ways_on(study)
 else:
