@@ -30,7 +30,8 @@ from auglocal.backbones.registry import (
     build_backbone,
     build_meta_backbone,
 )
-from auglocal.errors import InputError
+from auglocal.config import WEIGHT_TYPES
+from auglocal.errors import InputError, WorkError
 from auglocal.files import write_whole
 from auglocal.network import LocalNetwork
 
@@ -65,6 +66,10 @@ class CheckpointMetadata:
         config: the whole run configuration, without paths.
         versions: of the packages that trained it.
         width: multiplier of the backbone's channels; 1 where an older file does not say.
+        local_accuracies: by block, in [0, 1], of its auxiliary network (of the backbone for the
+            last block) on the split of `accuracy`; None if not measured.
+        weights_dtype: of the trained values as stored, a name in `WEIGHT_TYPES`; the accuracies
+            were measured before rounding to it.
     """
 
     architecture: str
@@ -84,6 +89,8 @@ class CheckpointMetadata:
     config: dict[str, Any]
     versions: dict[str, str]
     width: float = 1.0
+    local_accuracies: dict[str, float] | None = None
+    weights_dtype: str = "fp32"
 
     def to_json(self) -> str:
         """One JSON text with sorted keys, so that equal content has an equal checksum."""
@@ -123,17 +130,40 @@ def package_versions() -> dict[str, str]:
 
 
 def save_checkpoint(path: Path, network: LocalNetwork, metadata: CheckpointMetadata) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint with its auxiliary networks, whole or not at all.
 
     Raises:
         WorkError: the file cannot be written.
     """
     auxiliary = network.auxiliaries.state_dict(prefix=AUXILIARY_PREFIX)
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in {**network.backbone.state_dict(), **auxiliary}.items()
-    }
-    write_whole(path, save_tensors(tensors, metadata={METADATA_KEY: metadata.to_json()}))
+    _write_tensors(path, {**network.backbone.state_dict(), **auxiliary}, metadata)
+
+
+def save_backbone(path: Path, backbone: Backbone, metadata: CheckpointMetadata) -> None:
+    """Write a checkpoint of a backbone alone, its trained values as `metadata.weights_dtype` says.
+
+    Buffers, such as the variances of BatchNorm, stay as they are: they are few, and half precision
+    would lose small ones.
+
+    Raises:
+        WorkError: the file cannot be written, or a value is too large for the type.
+    """
+    weights_dtype = WEIGHT_TYPES[metadata.weights_dtype]
+    tensors = backbone.state_dict()
+    for name, parameter in backbone.named_parameters():
+        tensors[name] = parameter.detach().to(weights_dtype)
+        if weights_dtype != torch.float32 and not bool(torch.isfinite(tensors[name]).all()):
+            raise WorkError(
+                f"The weights {name!r} are too large for {metadata.weights_dtype}; start again "
+                "with --snapshot-dtype bf16 or fp32."
+            )
+    _write_tensors(path, tensors, metadata)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: CheckpointMetadata) -> None:
+    """Write tensors under their keys, and the metadata in the header."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, save_tensors(plain, metadata={METADATA_KEY: metadata.to_json()}))
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
@@ -212,7 +242,8 @@ def _parse_metadata(path: Path, text: str) -> CheckpointMetadata:
             f"{path.name} has checkpoint format {version}, newer than this version reads "
             f"({FORMAT_VERSION}); update auglocal."
         )
-    values.setdefault("width", 1.0)
+    for name, default in OPTIONAL_METADATA.items():
+        values.setdefault(name, default)
     for name, is_valid in METADATA_CHECKS.items():
         if name not in values or not is_valid(values[name]):
             raise _bad_metadata(path, name)
@@ -282,6 +313,15 @@ def _is_size(value: object) -> bool:
     return all(_is_count(item, most) and item > 0 for item, most in zip(value, largest))
 
 
+def _is_local_accuracies(value: object) -> bool:
+    """None, or a fraction for each block's name."""
+    if not isinstance(value, dict):
+        return value is None
+    return all(_is_text(name) and _is_number(item, 0, 1) for name, item in value.items())
+
+
+# What files from before these keys mean.
+OPTIONAL_METADATA = {"width": 1.0, "local_accuracies": None, "weights_dtype": "fp32"}
 METADATA_CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "architecture": _is_text,
     "num_classes": lambda value: _is_count(value, MAX_CLASSES) and value > 0,
@@ -300,6 +340,8 @@ METADATA_CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "config": lambda value: isinstance(value, dict),
     "versions": lambda value: isinstance(value, dict),
     "width": lambda value: _is_number(value, 0, MAX_WIDTH) and value > 0,
+    "local_accuracies": _is_local_accuracies,
+    "weights_dtype": lambda value: _is_text(value) and value in WEIGHT_TYPES,
 }
 
 

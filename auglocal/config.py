@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from pathlib import PurePath
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
@@ -61,8 +63,15 @@ class TrainConfig:
     )
     image_size: int | None = option(None, "resize the images of a folder to this many pixels")
     dataset_title: str | None = option(None, "what to call the data of a folder")
+    skip_corrupt: bool = option(
+        False, "leave out images of a folder that cannot be read; each is decoded twice then"
+    )
     precision: str = option("fp32", "arithmetic of a training step: fp32, or bf16 under autocast")
     channels_last: bool = option(True, "memory layout of images; usually the faster one")
+    snapshot_epochs: tuple[int, ...] = option(
+        (), "epochs after which the backbone is kept in snapshots/; 0 is the untrained network"
+    )
+    snapshot_dtype: str = option("fp32", "weights of snapshots: fp32, or half the size: bf16, fp16")
     seed: int = option(0, "decides weights, order and augmentation")
     data_folder: str = option("data", "where downloaded data sets lie")
     device: str = option("auto", "auto, cpu, cuda or mps")
@@ -73,6 +82,7 @@ class TrainConfig:
             self.make_rule().build(build_backbone(self.architecture, width=self.width))
         _require_choice("schedule", self.schedule, tuple(SCHEDULES))
         _require_choice("precision", self.precision, PRECISION_NAMES)
+        _require_choice("snapshot dtype", self.snapshot_dtype, tuple(WEIGHT_TYPES))
         _require_choice("device", self.device, DEVICE_NAMES)
         for name, smallest in SMALLEST.items():
             _require_at_least(name, getattr(self, name), smallest)
@@ -80,6 +90,7 @@ class TrainConfig:
             raise InputError(f"The learning rate must be above 0, not {self.learning_rate:g}.")
         if self.momentum >= 1:
             raise InputError(f"The momentum must be below 1, not {self.momentum:g}.")
+        _require_snapshot_epochs(self.snapshot_epochs, self.epochs)
 
     def make_rule(self) -> Rule:
         """The learning rule with this run's options."""
@@ -103,6 +114,8 @@ class TrainConfig:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
+# What the weights of a checkpoint file may be; `auglocal.checkpoint` reads all of them.
+WEIGHT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISION_NAMES = ("fp32", "bf16")
 DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 SMALLEST = {
@@ -123,12 +136,63 @@ def config_from_json(text: str, **changes: Any) -> TrainConfig:
         InputError: the text is no such record.
     """
     try:
-        values = json.loads(text)
-        return replace(TrainConfig(**values), **changes)
+        return replace(TrainConfig(**typed_values(json.loads(text))), **changes)
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"The run's config.json is damaged ({error}); start a new run.") from error
+
+
+def typed_values(values: object) -> dict[str, Any]:
+    """Fields read from JSON or TOML, as `TrainConfig` takes them: lists become tuples.
+
+    Raises:
+        TypeError: a name is no field, or a value has the wrong type; the message says which.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"it holds {type(values).__name__} where options with names should be")
+    kinds = get_type_hints(TrainConfig)
+    unknown = [name for name in values if name not in kinds]
+    if unknown:
+        raise TypeError(f"there is no option {unknown[0]!r}")
+    return {name: _typed_value(name, kinds[name], value) for name, value in values.items()}
+
+
+def _typed_value(name: str, kind: Any, value: Any) -> Any:
+    """`value` if it is of a field's type; a whole number will do where any number will."""
+    if kind == tuple[int, ...]:
+        if isinstance(value, list) and all(type(item) is int for item in value):
+            return tuple(value)
+        raise TypeError(f"{name} must be a list of whole numbers, not {value!r}")
+    allowed = get_args(kind) or (kind,)
+    if type(value) in allowed:
+        return value
+    if type(value) is int and float in allowed:
+        return float(value)
+    raise TypeError(f"{name} must be {TYPE_WORDS[allowed[0]]}, not {value!r}")
+
+
+TYPE_WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text in quotes",
+}
+
+
+def _require_snapshot_epochs(snapshot_epochs: tuple[int, ...], epochs: int) -> None:
+    """Refuse epochs that are not in order, come twice, or that the run does not have."""
+    if any(later <= earlier for earlier, later in pairwise(snapshot_epochs)):
+        wanted = ",".join(str(epoch) for epoch in sorted(set(snapshot_epochs)))
+        raise InputError(
+            f"The snapshot epochs must rise, each once; give --snapshot-epochs {wanted}."
+        )
+    outside = [epoch for epoch in snapshot_epochs if not 0 <= epoch <= epochs]
+    if outside:
+        raise InputError(
+            f"The snapshot epochs must lie between 0 and the run's {epochs} epochs, not "
+            f"{outside[0]}; leave it out, or give more --epochs."
+        )
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

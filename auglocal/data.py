@@ -35,6 +35,7 @@ class Dataset:
         augmentation: what training does to its images.
         mean, std: of pixel values in [0, 1], by channel; None: to be measured on "train".
         resize, interpolation: what was done to the stored images.
+        skipped: files that were left out because they cannot be read.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Dataset:
     std: tuple[float, ...] | None
     resize: int | None = None
     interpolation: str | None = None
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def load_dataset(
     image_size: int | None = None,
     title: str | None = None,
     validation_samples: int | None = None,
+    skip_corrupt: bool = False,
 ) -> Dataset:
     """Find a data set and split it; images are read from disk when they are asked for.
 
@@ -83,6 +86,7 @@ def load_dataset(
         title: what to call a folder's data; the folder's name if None.
         validation_samples: training images held out, the same ones in every run; None is the
             set's own number.
+        skip_corrupt: leave out images of a folder that cannot be read.
 
     Raises:
         InputError: no such set, or it is not there; the message says what to do.
@@ -90,7 +94,7 @@ def load_dataset(
     """
     check_dataset_name(name)
     if name.startswith(FOLDER_PREFIX):
-        dataset = _folder_dataset(name, image_size, title)
+        dataset = _folder_dataset(name, image_size, title, skip_corrupt)
         held_out = validation_samples or 0
     else:
         source = SOURCES[name]
@@ -109,20 +113,23 @@ def load_dataset(
     return _hold_out(dataset, held_out)
 
 
-def _folder_dataset(name: str, image_size: int | None, title: str | None) -> Dataset:
+def _folder_dataset(
+    name: str, image_size: int | None, title: str | None, skip_corrupt: bool
+) -> Dataset:
     """The data set of an image folder; its normalisation is measured when it is trained on."""
     root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-    classes, splits = read_image_folder(root, image_size)
+    found = read_image_folder(root, image_size, skip_corrupt=skip_corrupt)
     return Dataset(
         name=name,
         title=title or root.name,
-        classes=classes,
-        splits=splits,
+        classes=found.classes,
+        splits=found.splits,
         augmentation=CIFAR_AUGMENTATION,
         mean=None,
         std=None,
         resize=image_size,
         interpolation="bilinear" if image_size else None,
+        skipped=found.skipped,
     )
 
 

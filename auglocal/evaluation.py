@@ -1,15 +1,18 @@
-"""Accuracy of a backbone; auxiliary networks do not run."""
+"""Accuracy of a backbone, for which auxiliary networks do not run, and of every block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from auglocal.backbones.backbone import Backbone
 from auglocal.batches import normalise
+from auglocal.local_loss import LocalClassifier
+from auglocal.network import OUTPUT_BLOCK, LocalNetwork
 from auglocal.statistics import wilson_interval
 
 
@@ -63,3 +66,45 @@ def evaluate(
             report(len(batch))
     backbone.train(was_training)
     return Accuracy(int(correct), len(images))
+
+
+def evaluate_blocks(
+    network: LocalNetwork,
+    images: Tensor,
+    labels: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int = 500,
+) -> dict[str, Accuracy]:
+    """Classify images with every auxiliary network and with the backbone, in one pass.
+
+    Args: as `evaluate`, of a whole network.
+
+    Returns:
+        Accuracies by block name, input to output; the last block's is the backbone's.
+    """
+    was_training = network.training
+    network.eval()
+    correct = {
+        name: torch.zeros((), dtype=torch.int64, device=images.device)
+        for name in network.block_names
+    }
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            batch_labels = labels[start : start + batch_size]
+            batch = normalise(images[start : start + batch_size], mean, std)
+            for name, logits in _block_logits(network, batch):
+                correct[name] += (logits.argmax(dim=1) == batch_labels).sum()
+    network.train(was_training)
+    return {name: Accuracy(int(count), len(images)) for name, count in correct.items()}
+
+
+def _block_logits(network: LocalNetwork, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """(block name, logits (N, K)) of normalised images (N, C, H, W), input to output."""
+    features = images
+    for layer_name, features in network.backbone.forward_layers(images):
+        if layer_name in network.auxiliaries:
+            classifier = cast(LocalClassifier, network.auxiliaries[layer_name])
+            yield layer_name, classifier.logits(features)
+    yield OUTPUT_BLOCK, network.backbone.head(features)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,30 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".we
 MAX_DATASET_BYTES = 8 * 2**30
 
 
+@dataclass(frozen=True)
+class ImageFolder:
+    """What a folder tree holds.
+
+    Attributes:
+        classes: K names, sorted.
+        splits: "train" and "test"; images are decoded when asked for.
+        skipped: files that were left out because they cannot be read.
+    """
+
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    skipped: tuple[str, ...]
+
+
 def read_image_folder(
-    root: Path, image_size: int | None
-) -> tuple[tuple[str, ...], dict[str, Split]]:
+    root: Path, image_size: int | None, *, skip_corrupt: bool = False
+) -> ImageFolder:
     """Find the images of a folder tree train/CLASS/*, test/CLASS/* (or val/CLASS/*).
 
     Args:
         root: the folder.
         image_size: pixels to resize to (shorter side, then the centre); None needs equal sizes.
-
-    Returns:
-        Class names, and the splits "train" and "test"; images are decoded when asked for.
+        skip_corrupt: decode every image now, and leave out those that cannot be read.
 
     Raises:
         InputError: the tree is not as described; reading its images may raise it too.
@@ -43,16 +57,20 @@ def read_image_folder(
         )
     test_folder = root / "test" if (root / "test").is_dir() else root / "val"
     splits, classes_by_split = {}, {}
+    skipped: list[str] = []
     for split, path in (("train", root / "train"), ("test", test_folder)):
         classes_by_split[split] = _class_names(path)
-        splits[split] = _folder_split(path, classes_by_split[split], image_size)
+        files_by_class = [_image_files(path / name) for name in classes_by_split[split]]
+        if skip_corrupt:
+            files_by_class = [_readable_files(files, skipped) for files in files_by_class]
+        splits[split] = _folder_split(files_by_class, image_size)
     if classes_by_split["train"] != classes_by_split["test"]:
         differing = set(classes_by_split["train"]) ^ set(classes_by_split["test"])
         raise InputError(
             f"The class folders of {root} differ between train and {test_folder.name} "
             f"({', '.join(sorted(differing)[:5])}); make them the same."
         )
-    return classes_by_split["train"], splits
+    return ImageFolder(classes_by_split["train"], splits, tuple(skipped))
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
@@ -71,22 +89,46 @@ def _class_names(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _folder_split(path: Path, classes: Sequence[str], image_size: int | None) -> Split:
-    """The images of one split's class folders, decoded when they are asked for."""
-    files, labels = [], []
-    for label, class_name in enumerate(classes):
-        found = sorted(
-            entry.path
-            for entry in os.scandir(path / class_name)
-            if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
+def _image_files(path: Path) -> list[str]:
+    """The images of one class folder, sorted."""
+    found = sorted(
+        entry.path
+        for entry in os.scandir(path)
+        if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
+    )
+    if not found:
+        raise InputError(
+            f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}); add some or remove the folder."
         )
-        if not found:
-            raise InputError(
-                f"{path / class_name} holds no images ({', '.join(IMAGE_SUFFIXES)}); add some or "
-                "remove the folder."
-            )
-        files += found
-        labels += [label] * len(found)
+    return found
+
+
+def _readable_files(files: Sequence[str], skipped: list[str]) -> list[str]:
+    """The files that can be decoded; the others are added to `skipped`."""
+    with ThreadPoolExecutor() as pool:
+        readable = list(pool.map(_is_readable, files))
+    skipped += [file for file, good in zip(files, readable) if not good]
+    kept = [file for file, good in zip(files, readable) if good]
+    if not kept:
+        raise InputError(
+            f"None of the {len(files)} images of {Path(files[0]).parent} can be read; replace them "
+            "or remove the folder."
+        )
+    return kept
+
+
+def _is_readable(file: str) -> bool:
+    try:
+        _decode(None, file)
+    except InputError:
+        return False
+    return True
+
+
+def _folder_split(files_by_class: Sequence[Sequence[str]], image_size: int | None) -> Split:
+    """The images of one split's classes, decoded when they are asked for."""
+    files = [file for found in files_by_class for file in found]
+    labels = [label for label, found in enumerate(files_by_class) for _ in found]
     return Split(torch.tensor(labels), partial(_decode_files, files, image_size))
 
 
@@ -122,7 +164,10 @@ def _decode(image_size: int | None, file: str) -> np.ndarray[Any, np.dtype[np.ui
         with Image.open(file) as stored:
             image = stored.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file} is not a readable image; replace it or remove it.") from error
+        raise InputError(
+            f"{file} is not a readable image; replace it, remove it, or give --skip-corrupt to "
+            "train without it."
+        ) from error
     if image_size is not None and image.size != (image_size, image_size):
         size = (image_size, image_size)
         image = ImageOps.fit(image, size, method=Image.Resampling.BILINEAR)

@@ -4,6 +4,8 @@ config.json              the configuration
 metrics.jsonl            a line an epoch
 checkpoint.safetensors   the network after the last epoch
 best.safetensors         the network of the best validation accuracy, where images are held out
+snapshots/epoch-*        the backbone after the epochs that were asked for
+tensorboard/             the same numbers as metrics.jsonl for TensorBoard, where asked for
 resume.pt                all that going on needs; it is written last, and so commits an epoch
 """
 
@@ -27,6 +29,9 @@ OWN_FILES = (
     "best.safetensors",
     "resume.pt",
 )
+# What is in folders of its own.
+OWN_PATTERNS = ("snapshots/epoch-*.safetensors", "tensorboard/events.out.tfevents.*")
+SERIES_FILE = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,15 @@ class RunFolder:
         """The network of the best validation accuracy."""
         return self.path / "best.safetensors"
 
+    def snapshot(self, epoch: int) -> Path:
+        """The backbone after an epoch; 0 is the untrained one."""
+        return self.path / "snapshots" / f"epoch-{epoch:04d}.safetensors"
+
+    @property
+    def tensorboard(self) -> Path:
+        """What TensorBoard reads."""
+        return self.path / "tensorboard"
+
     @property
     def resume(self) -> Path:
         """All that going on needs."""
@@ -76,13 +90,35 @@ def create_run(path: Path, config: TrainConfig, *, overwrite: bool) -> RunFolder
             f"{path} already holds a run; give --resume {path} to go on with it, --overwrite to "
             "start again, or another --out."
         )
+    if (path / SERIES_FILE).exists():
+        raise InputError(
+            f"{path} holds the runs of several seeds; give --resume {path} to go on with them, or "
+            "another --out."
+        )
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-        # The old commit point goes first: half an old run must never look like a new one.
-        for name in reversed(OWN_FILES):
-            (path / name).unlink(missing_ok=True)
+        remove_run(path)
     write_whole(folder.config, config.to_json().encode())
     return folder
+
+
+def remove_run(path: Path) -> None:
+    """Delete a run's own files from its folder, and what a crash left half written."""
+    remove_leftovers(path)
+    # The commit point goes first: half an old run must never look like a new one.
+    for name in reversed(OWN_FILES):
+        (path / name).unlink(missing_ok=True)
+    for pattern in OWN_PATTERNS:
+        for file in path.glob(pattern):
+            file.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete the temporary files that a killed process left in a run folder."""
+    for name in (*OWN_FILES, "snapshots/epoch-*.safetensors"):
+        folder, _, file_name = name.rpartition("/")
+        for file in (path / folder).glob(f".{file_name}.*"):
+            file.unlink(missing_ok=True)
 
 
 def open_run(path: Path, **changes: Any) -> tuple[RunFolder, TrainConfig]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,16 +22,29 @@ from auglocal.batches import (
     num_batches,
     training_batches,
 )
-from auglocal.checkpoint import CheckpointMetadata, package_versions, save_checkpoint
+from auglocal.checkpoint import (
+    CheckpointMetadata,
+    package_versions,
+    save_backbone,
+    save_checkpoint,
+)
 from auglocal.config import TrainConfig
 from auglocal.data import Dataset, load_dataset
 from auglocal.device import choose_device
-from auglocal.errors import InputError, WorkError
-from auglocal.evaluation import Accuracy, evaluate
-from auglocal.network import LocalNetwork
+from auglocal.errors import InputError, WorkError, writing
+from auglocal.evaluation import Accuracy, evaluate, evaluate_blocks
+from auglocal.network import OUTPUT_BLOCK, LocalNetwork
 from auglocal.randomness import derive_seed
+from auglocal.resumption import check_same_run, describe_run, thread_warnings
 from auglocal.rules.registry import build_network
-from auglocal.runs import RunFolder, append_metrics, cut_metrics, load_state, save_state
+from auglocal.runs import (
+    RunFolder,
+    append_metrics,
+    cut_metrics,
+    load_state,
+    remove_leftovers,
+    save_state,
+)
 from auglocal.schedule import SCHEDULES
 from auglocal.splits import Split
 
@@ -139,6 +152,7 @@ class Listener:
     on_step: Callable[[StepReport], None] = field(default=lambda report: None)
     on_epoch: Callable[[dict[str, Any]], None] = field(default=lambda metrics: None)
     should_stop: Callable[[], bool] = field(default=lambda: False)
+    on_warning: Callable[[str], None] = field(default=lambda text: print(text, file=sys.stderr))
 
 
 def train(config: TrainConfig, material: Material, folder: RunFolder, listener: Listener) -> bool:
@@ -158,15 +172,24 @@ def train(config: TrainConfig, material: Material, folder: RunFolder, listener: 
         WorkError: a loss became NaN or infinite, or a file could not be written; what was saved
             before stays.
     """
-    state = prepare_state(config, material, load_state(folder))
+    saved = load_state(folder)
+    if saved is not None:
+        check_same_run(config, saved)
+    state = prepare_state(config, material, saved)
+    if saved is not None and state.losses.device.type == "cpu":
+        for warning in thread_warnings(saved):
+            listener.on_warning(warning)
+    remove_leftovers(folder.path)
     cut_metrics(folder, state.epoch)
     if state.epoch == 0 and state.step == 0:
-        save_state(folder, pack_state(state))
+        if 0 in config.snapshot_epochs:
+            save_snapshot(config, material, state, folder, measure(config, material, state))
+        save_run_state(folder, config, state)
     steps_per_epoch = material.steps_per_epoch(config.batch_size)
     while state.epoch < config.epochs:
         finished = run_epoch(config, material, state, listener, steps_per_epoch)
         if not finished:
-            save_state(folder, pack_state(state))
+            save_run_state(folder, config, state)
             return False
         metrics = close_epoch(config, material, state, folder, steps_per_epoch)
         listener.on_epoch(metrics)
@@ -192,6 +215,7 @@ def prepare_material(config: TrainConfig, *, download: bool) -> Material:
         image_size=config.image_size,
         title=config.dataset_title,
         validation_samples=config.validation_samples,
+        skip_corrupt=config.skip_corrupt,
     )
     splits = {name: _to_device(split, device) for name, split in dataset.splits.items()}
     images = splits["train"].images
@@ -386,38 +410,82 @@ def close_epoch(
     steps_per_epoch: int,
 ) -> dict[str, Any]:
     """Evaluate, write the epoch's files, and commit them by writing resume.pt last."""
-    accuracies: dict[str, Accuracy] = {
-        name: _evaluate_split(state.network, material, name)
-        for name in ("validation", "test")
-        if name in material.splits
-    }
-    metrics = _epoch_metrics(config, state, steps_per_epoch, accuracies)
+    metrics = _epoch_metrics(config, state, steps_per_epoch)
     state.epoch += 1
     state.reset_sums()
+    accuracies = measure(config, material, state)
+    for split, accuracy in accuracies.items():
+        metrics[f"{split}_accuracy"] = accuracy.backbone.value
+        if accuracy.local is not None:
+            metrics[f"{split}_local_accuracies"] = accuracy.local
     append_metrics(folder, metrics)
     metadata = describe_network(config, material, state.epoch, accuracies)
     save_checkpoint(folder.checkpoint, state.network, metadata)
     if "validation" in accuracies:
-        value = accuracies["validation"].value
+        value = accuracies["validation"].backbone.value
         if state.best is None or value > state.best:
             state.best = value
             save_checkpoint(folder.best, state.network, metadata)
-    save_state(folder, pack_state(state))
+    if state.epoch in config.snapshot_epochs:
+        save_snapshot(config, material, state, folder, accuracies)
+    save_run_state(folder, config, state)
     return metrics
 
 
-def _evaluate_split(network: LocalNetwork, material: Material, name: str) -> Accuracy:
-    split = material.splits[name]
-    return evaluate(network.backbone, split.images, split.labels, material.mean, material.std)
+@dataclass(frozen=True)
+class SplitAccuracy:
+    """On one split: the backbone's accuracy, and every block's in [0, 1] where measured."""
+
+    backbone: Accuracy
+    local: dict[str, float] | None = None
+
+
+def measure(config: TrainConfig, material: Material, state: State) -> dict[str, SplitAccuracy]:
+    """Accuracies by split: of the backbone, and of every block at snapshots and at the end."""
+    every_block = state.epoch in (*config.snapshot_epochs, config.epochs)
+    measured: dict[str, SplitAccuracy] = {}
+    for name in ("validation", "test"):
+        if name not in material.splits:
+            continue
+        split = material.splits[name]
+        images = (split.images, split.labels, material.mean, material.std)
+        if every_block:
+            by_block = evaluate_blocks(state.network, *images)
+            local = {block: accuracy.value for block, accuracy in by_block.items()}
+            measured[name] = SplitAccuracy(by_block[OUTPUT_BLOCK], local)
+        else:
+            measured[name] = SplitAccuracy(evaluate(state.network.backbone, *images))
+    return measured
+
+
+def save_snapshot(
+    config: TrainConfig,
+    material: Material,
+    state: State,
+    folder: RunFolder,
+    accuracies: dict[str, SplitAccuracy],
+) -> None:
+    """Keep the backbone as it is after `state.epoch` epochs."""
+    path = folder.snapshot(state.epoch)
+    with writing(path.parent):
+        path.parent.mkdir(exist_ok=True)
+    metadata = describe_network(config, material, state.epoch, accuracies)
+    save_backbone(
+        path, state.network.backbone, replace(metadata, weights_dtype=config.snapshot_dtype)
+    )
+
+
+def save_run_state(folder: RunFolder, config: TrainConfig, state: State) -> None:
+    """Commit what was done so far."""
+    save_state(folder, {**pack_state(state), **describe_run(config)})
 
 
 def _epoch_metrics(
     config: TrainConfig,
     state: State,
     steps_per_epoch: int,
-    accuracies: dict[str, Accuracy],
 ) -> dict[str, Any]:
-    """The epoch's line in metrics.jsonl, by block and as a whole."""
+    """The training part of the epoch's line in metrics.jsonl, by block and as a whole."""
     names = state.network.block_names
     last_step = (state.epoch + 1) * steps_per_epoch - 1
     rate = SCHEDULES[config.schedule](
@@ -427,7 +495,6 @@ def _epoch_metrics(
         "epoch": state.epoch + 1,
         "losses": dict(zip(names, (state.losses / state.images).tolist())),
         "accuracies": dict(zip(names, (state.correct / state.images).tolist())),
-        **{f"{name}_accuracy": accuracy.value for name, accuracy in accuracies.items()},
         "learning_rate": rate,
         "seconds": round(state.seconds, 3),
         "images_per_second": round(state.images / max(state.seconds, 1e-9), 1),
@@ -451,10 +518,10 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def describe_network(
-    config: TrainConfig, material: Material, epoch: int, accuracies: dict[str, Accuracy]
+    config: TrainConfig, material: Material, epoch: int, accuracies: dict[str, SplitAccuracy]
 ) -> CheckpointMetadata:
     """What a checkpoint of this run says about itself."""
-    test = accuracies["test"]
+    test = accuracies["test"].backbone
     dataset = material.dataset
     return CheckpointMetadata(
         architecture=config.architecture,
@@ -474,4 +541,5 @@ def describe_network(
         config=config.portable(),
         versions=package_versions(),
         width=config.width,
+        local_accuracies=accuracies["test"].local,
     )

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from auglocal.checkpoint import CheckpointMetadata, load_checkpoint
-from auglocal.commands.shared import DONE, add_config_options, given_config
+from auglocal.commands.shared import DONE, add_config_options, given_config, report_skipped
 from auglocal.config import TrainConfig
 from auglocal.data import SOURCES, Dataset, load_dataset
 from auglocal.device import choose_device
@@ -30,7 +30,7 @@ def add_evaluate(commands: Any) -> None:
     parser.set_defaults(command=run_evaluate)
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file")
     parser.add_argument("--split", default="test", help="train, validation or test")
-    names = ["dataset", "image_size", "dataset_title", "validation_samples"]
+    names = ["dataset", "image_size", "dataset_title", "validation_samples", "skip_corrupt"]
     add_config_options(parser, [*names, "data_folder", "device"])
     parser.add_argument("--batch-size", type=int, default=500, help="images at a time")
     parser.add_argument("--download", action="store_true", help="fetch the data set if need be")
@@ -49,7 +49,9 @@ def run_evaluate(options: argparse.Namespace) -> int:
         image_size=config.image_size or checkpoint.metadata.input_size[1],
         title=config.dataset_title,
         validation_samples=config.validation_samples,
+        skip_corrupt=config.skip_corrupt,
     )
+    report_skipped(dataset)
     split = _fitting_split(checkpoint.metadata, dataset, options)
     with tqdm(total=len(split), unit="image", file=sys.stderr, leave=False) as bar:
         accuracy = evaluate(

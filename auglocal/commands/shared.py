@@ -6,17 +6,23 @@ import argparse
 import sys
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
+
+import torch
 
 from auglocal.backbones.registry import BACKBONES
 from auglocal.config import TrainConfig
-from auglocal.data import SOURCES
+from auglocal.data import SOURCES, Dataset
 from auglocal.errors import InputError, WorkError
+from auglocal.recipe import read_recipe
 from auglocal.rules.auglocal import LOCAL_LOSSES
 from auglocal.rules.registry import RULES
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+# What may differ when a run goes on: where it computes and where its data lies, not what it learns.
+RESUMABLE = ("device", "data_folder")
 CHOICES = {
     "architecture": tuple(BACKBONES),
     "rule": tuple(RULES),
@@ -44,6 +50,13 @@ def run_command(command: Callable[[], int], program: str) -> int:
     except WorkError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return FAILED
+    except torch.OutOfMemoryError:
+        print(
+            f"{program}: The GPU ran out of memory; start again with a smaller --batch-size "
+            "(python -m auglocal memory says what a run needs and what fits).",
+            file=sys.stderr,
+        )
+        return FAILED
     except KeyboardInterrupt:
         print(f"{program}: interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -61,10 +74,12 @@ def add_config_options(parser: argparse.ArgumentParser, names: Sequence[str]) ->
         text = item.metadata["doc"]
         if item.name in CHOICES:
             text += f": {', '.join(CHOICES[item.name])}"
-        if item.default is not None:
+        if item.default not in (None, ()):
             text += f" (default: {item.default})"
         settings: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-        if kind is not bool:
+        if kind == tuple[int, ...]:
+            settings = {"type": whole_numbers, "metavar": "INT,INT,..."}
+        elif kind is not bool:
             settings = {"type": kind, "metavar": kind.__name__.upper()}
         flag = f"--{item.name.replace('_', '-')}"
         help_text = text.replace("%", "%%")
@@ -75,3 +90,40 @@ def given_config(options: argparse.Namespace) -> dict[str, Any]:
     """The configuration fields that were given on the command line."""
     names = [item.name for item in fields(TrainConfig)]
     return {name: getattr(options, name) for name in names if hasattr(options, name)}
+
+
+def chosen_config(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of --recipe, where there is one, and over them those of the command line."""
+    recipe = {} if options.recipe is None else read_recipe(options.recipe).values
+    return {**recipe, **given_config(options)}
+
+
+def resumed_config(path: Path, config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
+    """The configuration to go on with; refuses options that would make it another run."""
+    for name, value in given.items():
+        if name not in RESUMABLE and value != getattr(config, name):
+            raise InputError(
+                f"The run in {path} has {name} {getattr(config, name)}, not {value}; leave the "
+                "option out, or start a new run."
+            )
+    return replace(config, **{name: given[name] for name in RESUMABLE if name in given})
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Numbers of an option such as 0,1,4."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers with commas between them, such as 0,1,4, not {text!r}"
+        ) from None
+
+
+def report_skipped(dataset: Dataset) -> None:
+    """Say on stderr how many images were left out."""
+    if dataset.skipped:
+        print(
+            f"Skipped {len(dataset.skipped)} images that cannot be read, {dataset.skipped[0]} "
+            "first.",
+            file=sys.stderr,
+        )

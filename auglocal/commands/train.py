@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from auglocal.commands.shared import DONE, INTERRUPTED, add_config_options, given_config
+from auglocal.commands.progress import train_with_progress
+from auglocal.commands.seeds import resume_seeds, train_seeds
+from auglocal.commands.shared import (
+    DONE,
+    INTERRUPTED,
+    add_config_options,
+    chosen_config,
+    report_skipped,
+    resumed_config,
+    whole_numbers,
+)
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError
 from auglocal.plan import make_plan
 from auglocal.runs import RunFolder, create_run, open_run, read_metrics
-from auglocal.training import (
-    PRECISIONS,
-    Listener,
-    Material,
-    StepReport,
-    prepare_material,
-    prepare_state,
-    train,
-    train_step,
-)
-
-# What may differ when a run goes on: where it computes and where its data lies, not what it learns.
-RESUMABLE = ("device", "data_folder")
+from auglocal.series import is_series
+from auglocal.tensorboard_log import require_tensorboard
+from auglocal.training import PRECISIONS, Material, prepare_material, prepare_state, train_step
 
 
 def add_train(commands: Any) -> None:
@@ -41,6 +38,12 @@ def add_train(commands: Any) -> None:
         description="Train a network. With no options: AugLocal ResNet-20 on digits, two minutes.",
     )
     parser.set_defaults(command=run_train)
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="start from a recipe (see `recipes`) or a .toml file"
+    )
+    parser.add_argument(
+        "--seeds", type=whole_numbers, metavar="INT,INT,...", help="a run for each of these seeds"
+    )
     add_config_options(parser, [item.name for item in fields(TrainConfig)])
     parser.add_argument("--out", type=Path, help="run folder (runs/DATASET-ARCHITECTURE-RULE-SEED)")
     parser.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with this run")
@@ -49,96 +52,58 @@ def add_train(commands: Any) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done and how long it would take"
     )
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="log to the run folder's tensorboard/ too"
+    )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
 def run_train(options: argparse.Namespace) -> int:
     """Train, or go on training; everything is saved when it ends, however it ends."""
+    if options.tensorboard:
+        require_tensorboard()
     if options.resume is not None:
-        folder, config = _resumed_run(options)
-        material = prepare_material(config, download=options.download)
-    else:
-        config = TrainConfig(**given_config(options))
-        material = prepare_material(config, download=options.download)
-        if options.dry_run:
-            return _dry_run(config, material, options)
-        folder = create_run(_out_folder(config, options), config, overwrite=options.overwrite)
-    finished = _train_with_progress(config, material, folder)
-    return _say_outcome(folder, finished, options)
+        return _resume(options)
+    config = TrainConfig(**chosen_config(options))
+    out = _out_folder(config, options)
+    if options.seeds is not None and not options.dry_run:
+        return train_seeds(options, config, out)
+    material = prepare_material(config, download=options.download)
+    report_skipped(material.dataset)
+    if options.dry_run:
+        return _dry_run(config, material, options)
+    folder = create_run(out, config, overwrite=options.overwrite)
+    return _train(config, material, folder, options)
 
 
-def _resumed_run(options: argparse.Namespace) -> tuple[RunFolder, TrainConfig]:
-    """The run to go on with; refuses options that would make it another run."""
+def _resume(options: argparse.Namespace) -> int:
+    """Go on with a run, or with those of several seeds."""
     if options.out is not None or options.overwrite or options.dry_run:
         raise InputError("--resume stands alone; leave out --out, --overwrite and --dry-run.")
-    given = given_config(options)
+    if is_series(options.resume):
+        return resume_seeds(options)
+    if options.seeds is not None:
+        raise InputError(f"{options.resume} holds no runs of several seeds; leave --seeds out.")
     folder, config = open_run(options.resume)
-    for name, value in given.items():
-        if name not in RESUMABLE and value != getattr(config, name):
-            raise InputError(
-                f"The run in {options.resume} has {name} {getattr(config, name)}, not {value}; "
-                "leave the option out, or start a new run."
-            )
-    return folder, replace(config, **{name: given[name] for name in RESUMABLE if name in given})
+    config = resumed_config(options.resume, config, chosen_config(options))
+    material = prepare_material(config, download=options.download)
+    report_skipped(material.dataset)
+    return _train(config, material, folder, options)
+
+
+def _train(
+    config: TrainConfig, material: Material, folder: RunFolder, options: argparse.Namespace
+) -> int:
+    finished = train_with_progress(config, material, folder, tensorboard=options.tensorboard)
+    return _say_outcome(folder, finished, options)
 
 
 def _out_folder(config: TrainConfig, options: argparse.Namespace) -> Path:
     if options.out is not None:
         return Path(options.out)
     data = Path(config.dataset.partition(":")[2] or config.dataset).name
-    return Path("runs") / f"{data}-{config.architecture}-{config.rule}-seed{config.seed}"
-
-
-def _train_with_progress(config: TrainConfig, material: Material, folder: RunFolder) -> bool:
-    """Train under a progress bar; Ctrl-C (or SIGTERM) stops after the batch in progress."""
-    stop_requests: list[int] = []
-
-    def request_stop(number: int, frame: object) -> None:
-        if stop_requests:
-            raise KeyboardInterrupt
-        stop_requests.append(number)
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in handlers:
-        signal.signal(number, request_stop)
-    try:
-        with tqdm(unit="step", dynamic_ncols=True, file=sys.stderr) as bar:
-            listener = Listener(
-                on_step=lambda report: _show_step(bar, report),
-                on_epoch=lambda metrics: bar.write(_epoch_line(config, metrics), file=sys.stderr),
-                should_stop=lambda: bool(stop_requests),
-            )
-            return train(config, material, folder, listener)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _show_step(bar: Any, report: StepReport) -> None:
-    """Move the bar; the time left is the bar's own estimate."""
-    if bar.total != report.steps:
-        bar.total = report.steps
-        bar.initial = bar.n = report.step - 1
-    bar.set_description(f"epoch {report.epoch}/{report.epochs}", refresh=False)
-    if report.loss is not None:
-        bar.set_postfix_str(
-            f"loss {report.loss:.3f}, accuracy {report.accuracy:.1%}, "
-            f"{report.images_per_second:,.0f} images/s",
-            refresh=False,
-        )
-    bar.update(report.step - bar.n)
-
-
-def _epoch_line(config: TrainConfig, metrics: dict[str, Any]) -> str:
-    """One line a finished epoch."""
-    shown = [f"epoch {metrics['epoch']:>3}/{config.epochs}"]
-    shown.append(f"loss {list(metrics['losses'].values())[-1]:.4f}")
-    shown.append(f"training {list(metrics['accuracies'].values())[-1]:.1%}")
-    for split in ("validation", "test"):
-        if f"{split}_accuracy" in metrics:
-            shown.append(f"{split} {metrics[f'{split}_accuracy']:.1%}")
-    shown.append(f"{metrics['images_per_second']:,.0f} images/s")
-    return "  ".join(shown)
+    seeds = f"seed{config.seed}" if options.seeds is None else "seeds"
+    return Path("runs") / f"{data}-{config.architecture}-{config.rule}-{seeds}"
 
 
 def _say_outcome(folder: RunFolder, finished: bool, options: argparse.Namespace) -> int:
@@ -167,7 +132,8 @@ def _say_outcome(folder: RunFolder, finished: bool, options: argparse.Namespace)
 
 def _dry_run(config: TrainConfig, material: Material, options: argparse.Namespace) -> int:
     """Say what a run would do, and time three steps of it; nothing is written."""
-    steps = material.steps_per_epoch(config.batch_size)
+    num_runs = 1 if options.seeds is None else len(options.seeds)
+    steps = material.steps_per_epoch(config.batch_size) * config.epochs * num_runs
     plan = make_plan(
         config.architecture,
         config.rule,
@@ -176,12 +142,13 @@ def _dry_run(config: TrainConfig, material: Material, options: argparse.Namespac
         material.input_size,
         config.width,
     )
-    seconds = _seconds_per_step(config, material) * steps * config.epochs
+    seconds = _seconds_per_step(config, material) * steps
     outcome = {
         "config": config.portable(),
         "out": str(_out_folder(config, options)),
         "training_images": len(material.splits["train"].images),
-        "steps": steps * config.epochs,
+        "runs": num_runs,
+        "steps": steps,
         "parameters": plan["parameters"],
         "blocks": len(plan["blocks"]),
         "estimated_seconds": round(seconds, 1),

@@ -1,0 +1,145 @@
+"""Recipes: every shipped one is a run that can be planned, and a wrong one is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from auglocal.__main__ import main
+from auglocal.config import TrainConfig
+from auglocal.errors import InputError
+from auglocal.plan import make_plan
+from auglocal.recipe import Recipe, read_recipe, shipped_recipes
+from auglocal.rules.registry import make_rule
+
+RECIPES = shipped_recipes()
+
+
+def test_there_is_a_recipe_of_each_data_set_backbone_and_rule_of_the_paper() -> None:
+    assert {recipe.name for recipe in RECIPES} == {
+        f"{dataset}-{architecture}-{rule}"
+        for dataset in ("cifar10", "svhn", "stl10")
+        for architecture in ("resnet32", "resnet110")
+        for rule in ("bp", "auglocal", "dgl", "predsim", "infopro")
+    }
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_a_shipped_recipe_is_a_run_as_published(recipe: Recipe) -> None:
+    config = TrainConfig(**recipe.values)
+    assert recipe.name == f"{config.dataset}-{config.architecture}-{config.rule}"
+    assert recipe.description
+    assert "\n" not in recipe.description
+    # Table "Training" of the paper's facts.
+    published = {"cifar10": (1024, 0.8), "svhn": (1024, 0.8), "stl10": (128, 0.1)}
+    assert (config.batch_size, config.learning_rate) == published[config.dataset]
+    assert (config.epochs, config.schedule) == (400, "published")
+    assert (config.momentum, config.weight_decay) == (0.9, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [recipe for recipe in RECIPES if recipe.values["dataset"] == "cifar10"],
+    ids=lambda recipe: recipe.name,
+)
+def test_a_shipped_recipe_can_be_planned(recipe: Recipe) -> None:
+    config = TrainConfig(**recipe.values)
+    plan = make_plan(config.architecture, config.rule, config.make_rule())
+    layers = [index for block in plan["blocks"] for index in block]
+    assert layers == list(range(len(plan["layers"])))
+
+
+def test_published_auglocal_has_the_published_number_of_parameters() -> None:
+    for name, total in (("resnet32", 1_807_964), ("resnet110", 14_197_114)):
+        config = TrainConfig(**read_recipe(f"cifar10-{name}-auglocal").values)
+        plan = make_plan(config.architecture, config.rule, config.make_rule())
+        assert plan["parameters"]["total"] == total
+
+
+@pytest.mark.parametrize("architecture", ["resnet32", "resnet110"])
+def test_infopros_weights_are_the_architectures_defaults(architecture: str) -> None:
+    values = read_recipe(f"svhn-{architecture}-infopro").values
+    plain = {name: value for name, value in values.items() if "_first" not in name}
+    plain = {name: value for name, value in plain.items() if "_last" not in name}
+    backbone_plan = make_plan(architecture, "infopro", make_rule("infopro", TrainConfig(**plain)))
+    assert backbone_plan == make_plan(
+        architecture, "infopro", make_rule("infopro", TrainConfig(**values))
+    )
+
+
+def test_every_field_comes_back_from_toml(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'description = "Mine"\nrule = "bp"\nepochs = 4\nlearning_rate = 1\naugment = false\n'
+        "snapshot_epochs = [0, 4]\nimage_size = 16\n"
+    )
+    recipe = read_recipe(str(path))
+    assert (recipe.name, recipe.description) == ("mine", "Mine")
+    config = TrainConfig(**recipe.values)
+    assert config == TrainConfig(
+        rule="bp",
+        epochs=4,
+        learning_rate=1.0,
+        augment=False,
+        snapshot_epochs=(0, 4),
+        image_size=16,
+    )
+    assert isinstance(config.learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epochs = ", r"mine\.toml cannot be used: Invalid value .*; correct it"),
+        (b"\xff\xfe", r"mine\.toml cannot be used: 'utf-8' codec"),
+        (b"colour = 'red'", "there is no option 'colour'"),
+        (b"[train]\nepochs = 3", "there is no option 'train'"),
+        (b"epochs = 'ten'", "epochs must be a whole number, not 'ten'"),
+        (b"epochs = 2.5", "epochs must be a whole number, not 2.5"),
+        (b"epochs = true", "epochs must be a whole number, not True"),
+        (b"width = 'wide'", "width must be a number, not 'wide'"),
+        (b"augment = 1", "augment must be true or false, not 1"),
+        (b"rule = 1", "rule must be a text in quotes, not 1"),
+        (b"tail = 'two'", "tail must be a whole number, not 'two'"),
+        (b"snapshot_epochs = 4", "snapshot_epochs must be a list of whole numbers, not 4"),
+        (b"snapshot_epochs = [0, 'x']", "snapshot_epochs must be a list of whole numbers"),
+        (b"description = 1", "description must be a text in quotes, not 1"),
+    ],
+)
+def test_a_recipe_that_is_none_is_one_sentence(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_recipe(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_says_where_to_look(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no recipe 'vit'; python -m auglocal recipes lists"):
+        read_recipe("vit")
+    with pytest.raises(InputError, match=r"Could not read the recipe .*/none\.toml: no such file"):
+        read_recipe(str(tmp_path / "none.toml"))
+
+
+def test_the_command_line_wins_over_the_recipe(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--dataset", f"imagefolder:{image_folder}", "--device", "cpu"]
+    options = ["--recipe", "cifar10-resnet32-bp", "--batch-size", "12", "--dry-run", "--json"]
+    assert main(["train", *data, *options, "--out", str(tmp_path / "run")]) == 0
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert (config["architecture"], config["rule"], config["epochs"]) == ("resnet32", "bp", 400)
+    assert config["batch_size"] == 12
+    assert config["dataset"].startswith("imagefolder:")
+
+
+def test_recipes_lists_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [recipe.name for recipe in RECIPES]
+    assert main(["recipes", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["svhn-resnet32-bp"]["epochs"] == 400
