@@ -18,6 +18,7 @@ from auglocal.checkpoint import (
     load_checkpoint,
     package_versions,
     read_metadata,
+    save_backbone,
     save_checkpoint,
 )
 from auglocal.errors import InputError, WorkError
@@ -168,6 +169,57 @@ def test_a_file_from_before_width_has_width_one(checkpoint_path: Path) -> None:
     assert load_checkpoint(checkpoint_path).metadata == METADATA
 
 
+def test_a_file_from_before_local_accuracies_and_weight_types_still_opens(
+    checkpoint_path: Path,
+) -> None:
+    rewrite(checkpoint_path, lambda values: (values.pop("local_accuracies"), values))
+    rewrite(checkpoint_path, lambda values: (values.pop("weights_dtype"), values))
+    metadata = load_checkpoint(checkpoint_path).metadata
+    assert (metadata.local_accuracies, metadata.weights_dtype) == (None, "fp32")
+
+
+def test_local_accuracies_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    metadata = replace(METADATA, local_accuracies={"stem": 0.5, "head": 0.875})
+    save_checkpoint(path, build_network("resnet20", BP(), 2, SIZE, seed=0), metadata)
+    assert load_checkpoint(path).metadata == metadata
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "bits"), [("bf16", torch.bfloat16, 8), ("fp16", torch.float16, 11)]
+)
+def test_a_backbone_alone_takes_half_the_bytes_and_opens_in_float32(
+    name: str, dtype: torch.dtype, bits: int, tmp_path: Path
+) -> None:
+    network = build_network("resnet20", AugLocal(), 2, SIZE, seed=0)
+    paths = {kind: tmp_path / f"{kind}.safetensors" for kind in ("fp32", name)}
+    for kind, path in paths.items():
+        save_backbone(path, network.backbone, replace(METADATA, weights_dtype=kind))
+    assert paths[name].stat().st_size < 0.55 * paths["fp32"].stat().st_size
+    checkpoint = load_checkpoint(paths[name])
+    assert checkpoint.metadata.weights_dtype == name
+    assert checkpoint.auxiliary == {}
+    assert checkpoint.backbone["head.linear.weight"].dtype == dtype
+    variances = [key for key in checkpoint.backbone if key.endswith("running_var")]
+    assert {checkpoint.backbone[key].dtype for key in variances} == {torch.float32}
+    original = dict(network.backbone.named_parameters())
+    for key, tensor in checkpoint.build_backbone().named_parameters():
+        assert tensor.dtype == torch.float32
+        # Rounding to `bits` significant bits errs by 2^-bits of the value; fp16 has a floor.
+        torch.testing.assert_close(tensor, original[key], rtol=2.0**-bits, atol=1e-7)
+    exact = load_checkpoint(paths["fp32"]).build_backbone()
+    assert all(torch.equal(value, original[key]) for key, value in exact.named_parameters())
+
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path: Path) -> None:
+    backbone = build_network("resnet20", BP(), 2, SIZE, seed=0).backbone
+    with torch.no_grad():
+        backbone.head.linear.bias.fill_(1e6)
+    with pytest.raises(WorkError, match=r"head\.linear\.bias' are too large for fp16; start again"):
+        save_backbone(tmp_path / "net", backbone, replace(METADATA, weights_dtype="fp16"))
+    assert not (tmp_path / "net").exists()
+
+
 def test_a_width_that_the_tensors_do_not_have_is_refused(checkpoint_path: Path) -> None:
     rewrite(checkpoint_path, lambda values: values.update(width=2))
     with pytest.raises(InputError, match="says that it holds a resnet20 but misshapes"):
@@ -199,6 +251,11 @@ def test_a_width_that_the_tensors_do_not_have_is_refused(checkpoint_path: Path) 
         ("epoch", "three"),
         ("accuracy", {"value": 7, "split": "test", "samples": 1}),
         ("accuracy", 0.9),
+        ("local_accuracies", []),
+        ("local_accuracies", {"stem": 1.5}),
+        ("local_accuracies", {"stem": None}),
+        ("weights_dtype", "fp8"),
+        ("weights_dtype", []),
         ("seed", 1.5),
         ("format", "something-else"),
         ("format_version", "new"),

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from auglocal.__main__ import main
 from auglocal.checkpoint import load_checkpoint
@@ -146,6 +148,9 @@ def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
         (["--rule", "dgl", "--modules", "0"], "10 layers has 1 to 10 modules, not 0"),
         (["--local-loss", "mse"], "no local loss 'mse'; choose one of cross-entropy, predsim"),
         (["--width", "0"], "width must be above 0 and at most 64, not 0; give --width 1"),
+        (["--snapshot-epochs", "1,x"], "whole numbers with commas between them, such as 0,1,4"),
+        (["--snapshot-epochs", "4,2"], "must rise, each once; give --snapshot-epochs 2,4"),
+        (["--recipe", "vit"], "no recipe 'vit'; python -m auglocal recipes lists"),
         (["--epochs", "none"], "argument --epochs: invalid int value: 'none'"),
         (["--epoch-count", "3"], "unrecognized arguments: --epoch-count 3"),
         (["--resume", "/nowhere"], "/nowhere holds no run"),
@@ -170,6 +175,56 @@ def test_a_diverging_run_fails_with_status_1(
     options = ["--learning-rate", "1e30", "--out", str(tmp_path / "run")]
     assert main(["train", *data, *TINY, *options]) == 1
     assert "became NaN or infinite" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_gpu_out_of_memory_says_what_to_do(
+    data: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run_out(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("auglocal.training.train_step", run_out)
+    assert main(["train", *data, *TINY, "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert "smaller --batch-size (python -m auglocal memory says" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_a_corrupt_image_stops_training_unless_it_is_skipped_and_counted(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "tree", tmp_path / "run"
+    shutil.copytree(image_folder, root)
+    (root / "train" / "dark" / "98.png").write_bytes(b"not an image")
+    command = ["train", "--dataset", f"imagefolder:{root}", *TINY, "--epochs", "1"]
+    command += ["--width", "0.25", "--rule", "bp"]
+    assert main([*command, "--out", str(out)]) == 2
+    assert re.search(r"98\.png is not a readable image; .*--skip-corrupt", sentence(capsys))
+    assert not out.exists()
+    assert main([*command, "--skip-corrupt", "--out", str(out)]) == 0
+    assert "Skipped 1 images that cannot be read, " in capsys.readouterr().err
+    checkpoint = str(out / "checkpoint.safetensors")
+    options = ["--dataset", f"imagefolder:{root}", "--skip-corrupt", "--split", "train"]
+    assert main(["evaluate", checkpoint, *options]) == 0
+    said = capsys.readouterr()
+    assert "48 images" in said.out
+    assert "Skipped 1 images" in said.err
+
+
+def test_snapshots_are_asked_for_on_the_command_line_and_removed_by_overwrite(
+    data: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["train", *data, *TINY, "--rule", "bp", "--width", "0.25", "--out", str(out)]
+    assert main([*command, "--snapshot-epochs", "0,2", "--snapshot-dtype", "bf16"]) == 0
+    names = sorted(path.name for path in (out / "snapshots").iterdir())
+    assert names == ["epoch-0000.safetensors", "epoch-0002.safetensors"]
+    assert main(["train", "--resume", str(out), "--snapshot-epochs", "0,2"]) == 0
+    assert main([*command, "--overwrite", "--snapshot-epochs", "1"]) == 0
+    assert [path.name for path in (out / "snapshots").iterdir()] == ["epoch-0001.safetensors"]
 
 
 def test_plan_prints_what_was_promised(capsys: pytest.CaptureFixture[str]) -> None:

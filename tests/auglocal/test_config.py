@@ -18,7 +18,7 @@ def test_every_field_has_a_default_and_a_line_of_documentation() -> None:
 
 
 def test_json_brings_back_an_equal_record() -> None:
-    config = TrainConfig(rule="bp", seed=7, tail=2, augment=False)
+    config = TrainConfig(rule="bp", seed=7, tail=2, augment=False, snapshot_epochs=(0, 4))
     assert config_from_json(config.to_json()) == config
 
 
@@ -61,6 +61,11 @@ def test_a_record_from_before_the_newer_options_still_opens() -> None:
         ("validation_samples", -1, "validation samples must be at least 0"),
         ("image_size", 4, "image size must be at least 8"),
         ("seed", -1, "seed must be at least 0"),
+        ("snapshot_epochs", (2, 1, 1), "must rise, each once; give --snapshot-epochs 1,2"),
+        ("snapshot_epochs", (3, 3), "must rise, each once; give --snapshot-epochs 3"),
+        ("snapshot_epochs", (0, 16), "between 0 and the run's 15 epochs, not 16"),
+        ("snapshot_epochs", (-1, 2), "between 0 and the run's 15 epochs, not -1"),
+        ("snapshot_dtype", "fp8", "no snapshot dtype 'fp8'; choose one of fp32, bf16, fp16"),
         ("pyramid", -0.1, "pyramid coefficient must lie between 0 and 1"),
         ("auxiliary_depth", 0, "auxiliary depth must be at least 1"),
         ("local_loss", "mse", "no local loss 'mse'"),
@@ -75,7 +80,7 @@ def test_values_out_of_range_are_refused(field: str, value: object, message: str
         TrainConfig(**{field: value})
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"colour": "red"}'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"colour": "red"}', '{"epochs": "ten"}'])
 def test_a_damaged_record_is_refused(text: str) -> None:
     with pytest.raises(InputError, match=r"config\.json is damaged"):
         config_from_json(text)

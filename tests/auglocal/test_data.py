@@ -145,8 +145,33 @@ def test_a_corrupt_image_is_named(image_folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "tree"
     shutil.copytree(image_folder, root)
     (root / "train" / "dark" / "98.png").write_bytes(b"not an image")
-    with pytest.raises(InputError, match=r"98\.png is not a readable image"):
+    with pytest.raises(InputError, match=r"98\.png is not a readable image; .* --skip-corrupt"):
         _ = load_dataset(f"imagefolder:{root}").splits["train"].images
+
+
+def test_corrupt_images_are_left_out_where_asked(image_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    shutil.copytree(image_folder, root)
+    corrupt = [root / "train" / "dark" / "03.png", root / "test" / "light" / "99.png"]
+    cut_short = corrupt[0].read_bytes()[:200]
+    corrupt[0].write_bytes(cut_short)
+    corrupt[1].write_bytes(b"not an image")
+    dataset = load_dataset(f"imagefolder:{root}", skip_corrupt=True)
+    assert dataset.skipped == tuple(str(path) for path in corrupt)
+    whole = load_dataset(f"imagefolder:{image_folder}")
+    kept = torch.tensor([index for index in range(48) if index != 3])
+    assert torch.equal(dataset.splits["train"].images, whole.splits["train"].take(kept))
+    assert torch.equal(dataset.splits["train"].labels, whole.splits["train"].labels[kept])
+    assert torch.equal(dataset.splits["test"].images, whole.splits["test"].images)
+
+
+def test_a_class_of_corrupt_images_is_refused(image_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    shutil.copytree(image_folder, root)
+    for file in (root / "test" / "dark").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="None of the 8 images of .*dark can be read; replace"):
+        load_dataset(f"imagefolder:{root}", skip_corrupt=True)
 
 
 def test_a_folder_that_is_not_there_says_what_is_needed(tmp_path: Path) -> None:

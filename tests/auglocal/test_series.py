@@ -138,7 +138,10 @@ def test_overwriting_removes_the_old_runs_and_nothing_else(trained: Path, tmp_pa
         (["--resume", "{series}", "--seeds", "0,1"], "have the seeds 0,1,5; leave --seeds out"),
         (["--resume", "{series}", "--seed", "5"], "leave --seed out, or give --resume .*seed-N"),
         (["--resume", "{series}", "--epochs", "9"], "has epochs 1, not 9"),
-        (["--resume", "{series}/seed-0", "--seeds", "0"], "holds no runs of several seeds; leave --seeds"),
+        (
+            ["--resume", "{series}/seed-0", "--seeds", "0"],
+            "holds no runs of several seeds; leave --seeds",
+        ),
         (["--out", "{series}", "--seeds", "0"], "already holds runs of several seeds; give --res"),
         (["--out", "{series}"], "holds the runs of several seeds; give --resume"),
         (["--out", "{series}/seed-0", "--seeds", "0"], "holds a single run; give"),

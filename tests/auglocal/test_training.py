@@ -12,7 +12,14 @@ from auglocal.checkpoint import load_checkpoint
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError, WorkError
 from auglocal.files import file_sha256
-from auglocal.runs import RunFolder, create_run, load_state, open_run, read_metrics
+from auglocal.runs import (
+    RunFolder,
+    create_run,
+    load_state,
+    open_run,
+    read_metrics,
+    save_state,
+)
 from auglocal.training import Listener, prepare_material, prepare_state, train, train_step
 
 
@@ -43,7 +50,7 @@ def run(config: TrainConfig, path: Path, stop_after: int | None = None) -> bool:
 def test_a_run_stopped_inside_each_epoch_ends_as_one_that_was_not(
     rule: str, config: TrainConfig, tmp_path: Path
 ) -> None:
-    config = replace(config, rule=rule)
+    config = replace(config, rule=rule, snapshot_epochs=(0, 1))
     assert run(config, tmp_path / "whole")
     assert not run(config, tmp_path / "parts", stop_after=1)
     assert not run(config, tmp_path / "parts", stop_after=4)
@@ -51,9 +58,12 @@ def test_a_run_stopped_inside_each_epoch_ends_as_one_that_was_not(
     whole, parts = (RunFolder(tmp_path / name) for name in ("whole", "parts"))
     assert file_sha256(whole.checkpoint) == file_sha256(parts.checkpoint)
     assert file_sha256(whole.best) == file_sha256(parts.best)
+    for epoch in config.snapshot_epochs:
+        assert file_sha256(whole.snapshot(epoch)) == file_sha256(parts.snapshot(epoch))
     for line, same in zip(read_metrics(whole), read_metrics(parts), strict=True):
-        for name in ("losses", "accuracies", "validation_accuracy", "learning_rate"):
-            assert line[name] == same[name]
+        measured = {"seconds", "images_per_second", "peak_memory"}
+        assert line.keys() == same.keys()
+        assert all(line[name] == same[name] for name in line.keys() - measured)
     saved, resumed = load_state(whole), load_state(parts)
     assert saved is not None
     assert resumed is not None
@@ -101,6 +111,53 @@ def test_reconstructions_are_held_to_the_images_of_the_data(config: TrainConfig)
     for auxiliary in state.network.auxiliaries.values():
         assert tuple(auxiliary.extra.mean.flatten().tolist()) == pytest.approx(material.mean)
         assert tuple(auxiliary.extra.std.flatten().tolist()) == pytest.approx(material.std)
+
+
+def test_snapshots_are_the_backbone_after_their_epochs(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, width=0.25, modules=3)
+    run(replace(config, snapshot_epochs=(0, 1, 2)), tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    untrained, first, last = (load_checkpoint(folder.snapshot(epoch)) for epoch in (0, 1, 2))
+    assert [file.metadata.epoch for file in (untrained, first, last)] == [0, 1, 2]
+    assert not any(file.auxiliary for file in (untrained, first, last))
+    material = prepare_material(config, download=False)
+    fresh = prepare_state(config, material, None).network.backbone.state_dict()
+    assert all(torch.equal(untrained.backbone[key], value) for key, value in fresh.items())
+    final = load_checkpoint(folder.checkpoint)
+    assert all(torch.equal(last.backbone[key], value) for key, value in final.backbone.items())
+    assert last.metadata.local_accuracies == final.metadata.local_accuracies
+    key = "head.linear.weight"
+    assert not torch.equal(first.backbone[key], last.backbone[key])
+
+
+def test_snapshots_do_not_change_what_is_learned(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, width=0.25, modules=3)
+    run(config, tmp_path / "without")
+    run(replace(config, snapshot_epochs=(0, 1), snapshot_dtype="bf16"), tmp_path / "with")
+    without, kept = (
+        load_checkpoint(tmp_path / name / "checkpoint.safetensors") for name in ("without", "with")
+    )
+    assert all(torch.equal(kept.backbone[key], value) for key, value in without.backbone.items())
+    assert (
+        load_checkpoint(RunFolder(tmp_path / "with").snapshot(1)).metadata.weights_dtype == "bf16"
+    )
+
+
+def test_local_accuracies_are_measured_at_snapshots_and_at_the_end(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(config, epochs=3, width=0.25, modules=4, snapshot_epochs=(1,))
+    run(config, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    lines = read_metrics(folder)
+    for split in ("test", "validation"):
+        assert [f"{split}_local_accuracies" in line for line in lines] == [True, False, True]
+        for line in (lines[0], lines[2]):
+            local = line[f"{split}_local_accuracies"]
+            assert list(local) == list(line["losses"])
+            assert local["head"] == line[f"{split}_accuracy"]
+    recorded = load_checkpoint(folder.checkpoint).metadata.local_accuracies
+    assert recorded == lines[2]["test_local_accuracies"]
 
 
 def test_no_best_checkpoint_where_nothing_is_held_out(config: TrainConfig, tmp_path: Path) -> None:
@@ -168,8 +225,53 @@ def test_metrics_written_after_the_commit_point_are_made_again(
 def test_state_of_another_network_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     path = tmp_path / "run"
     run(replace(config, rule="bp"), path, stop_after=1)
+    with pytest.raises(InputError, match="rule is 'bp' in resume.pt and 'auglocal' in config"):
+        train(config, prepare_material(config, download=False), RunFolder(path), Listener())
+
+
+def test_state_that_does_not_say_of_what_is_refused_if_it_does_not_fit(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    run(replace(config, rule="bp"), path, stop_after=1)
+    saved = load_state(RunFolder(path))
+    assert saved is not None
+    del saved["config"], saved["threads"]
+    save_state(RunFolder(path), saved)
     with pytest.raises(InputError, match="saved state does not fit the run's configuration"):
         train(config, prepare_material(config, download=False), RunFolder(path), Listener())
+
+
+def test_going_on_with_other_threads_warns(config: TrainConfig, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    config = replace(config, rule="bp", epochs=1)
+    run(config, path, stop_after=1)
+    saved = load_state(RunFolder(path))
+    assert saved is not None
+    assert saved["threads"] == torch.get_num_threads()
+    save_state(RunFolder(path), {**saved, "threads": 77})
+    warnings: list[str] = []
+    material = prepare_material(config, download=False)
+    train(config, material, RunFolder(path), Listener(on_warning=warnings.append))
+    assert len(warnings) == 1
+    assert "computed with 77 threads so far" in warnings[0]
+    train(config, material, RunFolder(path), Listener(on_warning=warnings.append))
+    assert len(warnings) == 1
+
+
+def test_what_a_killed_process_left_half_written_is_removed(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    config = replace(config, rule="bp", epochs=1, snapshot_epochs=(1,))
+    run(config, path, stop_after=1)
+    (path / "snapshots").mkdir()
+    leftovers = [path / ".resume.pt.x1y2", path / "snapshots" / ".epoch-0001.safetensors.z3"]
+    for leftover in leftovers:
+        leftover.write_bytes(b"half")
+    run(config, path)
+    assert not any(leftover.exists() for leftover in leftovers)
+    assert RunFolder(path).snapshot(1).exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04 cut short"])
