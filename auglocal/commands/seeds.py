@@ -24,17 +24,22 @@ from auglocal.series import (
     create_series,
     open_series,
     start_run,
+    summarise,
     summary_table,
     write_summary,
 )
 from auglocal.training import Material, prepare_material
 
 
-def train_seeds(options: argparse.Namespace, config: TrainConfig, out: Path) -> int:
-    """Train a run for each of `options.seeds`, in `out`."""
+def check_new_seeds(options: argparse.Namespace) -> None:
+    """Refuse seeds that name no runs, and --seed beside --seeds."""
     check_seeds(options.seeds)
     if hasattr(options, "seed"):
         raise InputError("--seeds names every run's seed; leave --seed out.")
+
+
+def train_seeds(options: argparse.Namespace, config: TrainConfig, out: Path) -> int:
+    """Train a run for each of `options.seeds`, in `out`."""
     material = prepare_material(config, download=options.download)
     series = create_series(out, config, options.seeds, overwrite=options.overwrite)
     return _train_series(series, material, options)
@@ -83,7 +88,7 @@ def _resumed_series(options: argparse.Namespace) -> Series:
 
 def _say_outcome(series: Series, finished: bool, options: argparse.Namespace) -> int:
     """Print what came out of all runs, and how to go on."""
-    summary = write_summary(series)
+    summary = summarise(series)
     if options.json:
         print(json.dumps({"out": str(series.path), "finished": finished, **summary}))
     else:

@@ -123,7 +123,6 @@ def report_skipped(dataset: Dataset) -> None:
     """Say on stderr how many images were left out."""
     if dataset.skipped:
         print(
-            f"Skipped {len(dataset.skipped)} images that cannot be read, {dataset.skipped[0]} "
-            "first.",
+            f"Skipped corrupt images: {len(dataset.skipped)} ({dataset.skipped[0]} first).",
             file=sys.stderr,
         )

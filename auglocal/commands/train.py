@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from auglocal.commands.progress import train_with_progress
-from auglocal.commands.seeds import resume_seeds, train_seeds
+from auglocal.commands.seeds import check_new_seeds, resume_seeds, train_seeds
 from auglocal.commands.shared import (
     DONE,
     INTERRUPTED,
@@ -64,6 +64,8 @@ def run_train(options: argparse.Namespace) -> int:
         require_tensorboard()
     if options.resume is not None:
         return _resume(options)
+    if options.seeds is not None:
+        check_new_seeds(options)
     config = TrainConfig(**chosen_config(options))
     out = _out_folder(config, options)
     if options.seeds is not None and not options.dry_run:

@@ -205,13 +205,13 @@ def test_a_corrupt_image_stops_training_unless_it_is_skipped_and_counted(
     assert re.search(r"98\.png is not a readable image; .*--skip-corrupt", sentence(capsys))
     assert not out.exists()
     assert main([*command, "--skip-corrupt", "--out", str(out)]) == 0
-    assert "Skipped 1 images that cannot be read, " in capsys.readouterr().err
+    assert "Skipped corrupt images: 1 (" in capsys.readouterr().err
     checkpoint = str(out / "checkpoint.safetensors")
     options = ["--dataset", f"imagefolder:{root}", "--skip-corrupt", "--split", "train"]
     assert main(["evaluate", checkpoint, *options]) == 0
     said = capsys.readouterr()
     assert "48 images" in said.out
-    assert "Skipped 1 images" in said.err
+    assert "Skipped corrupt images: 1 (" in said.err
 
 
 def test_snapshots_are_asked_for_on_the_command_line_and_removed_by_overwrite(
