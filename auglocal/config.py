@@ -32,7 +32,9 @@ class TrainConfig:
     rule: str = option("auglocal", "learning rule")
     auxiliary_depth: int = option(2, "auglocal: layers in the first auxiliary network")
     pyramid: float = option(0.5, "auglocal: 0 keeps that depth everywhere, 1 falls to one layer")
-    tail: int | None = option(None, "auglocal: layers that train with the classifier (depth + 1)")
+    tail: int | None = option(
+        None, "auglocal: layers that train with the classifier (depth + 1; ImageNet forms: 1)"
+    )
     modules: int | None = option(
         None, "all but bp: blocks of layers that learn by themselves (a block a layer); 1 is bp"
     )
@@ -64,6 +66,9 @@ class TrainConfig:
     precision: str = option("fp32", "arithmetic of a training step: fp32, or bf16 under autocast")
     channels_last: bool = option(True, "memory layout of images; usually the faster one")
     seed: int = option(0, "decides weights, order and augmentation")
+    pretrained: str | None = option(
+        None, "start from these weights: a checkpoint, or torchvision's (.safetensors, .pth)"
+    )
     data_folder: str = option("data", "where downloaded data sets lie")
     device: str = option("auto", "auto, cpu, cuda or mps")
 
@@ -96,6 +101,8 @@ class TrainConfig:
         del values["data_folder"], values["device"]
         kind, separator, path = self.dataset.partition(":")
         values["dataset"] = f"{kind}{separator}{PurePath(path).name}"
+        if self.pretrained is not None:
+            values["pretrained"] = PurePath(self.pretrained).name
         return values
 
     def to_json(self) -> str:

@@ -29,6 +29,7 @@ from auglocal.device import choose_device
 from auglocal.errors import InputError, WorkError
 from auglocal.evaluation import Accuracy, evaluate
 from auglocal.network import LocalNetwork
+from auglocal.pretrained import load_pretrained
 from auglocal.randomness import derive_seed
 from auglocal.rules.registry import build_network
 from auglocal.runs import RunFolder, append_metrics, cut_metrics, load_state, save_state
@@ -223,6 +224,8 @@ def prepare_state(config: TrainConfig, material: Material, saved: dict[str, Any]
         width=config.width,
         normalisation=material.normalisation,
     )
+    if saved is None and config.pretrained is not None:
+        load_pretrained(network.backbone, config.architecture, config.pretrained)
     network = network.to(device).to(memory_format=_memory_format(config))
     optimizer = torch.optim.SGD(
         network.parameters(),

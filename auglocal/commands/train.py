@@ -13,10 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from auglocal.backbones.registry import build_meta_backbone
 from auglocal.commands.shared import DONE, INTERRUPTED, add_config_options, given_config
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError
 from auglocal.plan import make_plan
+from auglocal.pretrained import has_classifier, read_pretrained
 from auglocal.runs import RunFolder, create_run, open_run, read_metrics
 from auglocal.training import (
     PRECISIONS,
@@ -60,6 +62,7 @@ def run_train(options: argparse.Namespace) -> int:
     else:
         config = TrainConfig(**given_config(options))
         material = prepare_material(config, download=options.download)
+        _check_start(config, material)
         if options.dry_run:
             return _dry_run(config, material, options)
         folder = create_run(_out_folder(config, options), config, overwrite=options.overwrite)
@@ -80,6 +83,21 @@ def _resumed_run(options: argparse.Namespace) -> tuple[RunFolder, TrainConfig]:
                 "leave the option out, or start a new run."
             )
     return folder, replace(config, **{name: given[name] for name in RESUMABLE if name in given})
+
+
+def _check_start(config: TrainConfig, material: Material) -> None:
+    """Refuse images or weights that do not fit the backbone before a folder is made."""
+    backbone = build_meta_backbone(
+        config.architecture, material.num_classes, material.input_size, config.width
+    )
+    if config.pretrained is None:
+        return
+    if not has_classifier(read_pretrained(backbone, config.architecture, config.pretrained)):
+        print(
+            f"auglocal train: the classifier starts fresh, since {Path(config.pretrained).name} "
+            f"has not {material.num_classes} classes.",
+            file=sys.stderr,
+        )
 
 
 def _out_folder(config: TrainConfig, options: argparse.Namespace) -> Path:
