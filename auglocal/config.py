@@ -65,6 +65,11 @@ class TrainConfig:
     dataset_title: str | None = option(None, "what to call the data of a folder")
     precision: str = option("fp32", "arithmetic of a training step: fp32, or bf16 under autocast")
     channels_last: bool = option(True, "memory layout of images; usually the faster one")
+    recompute: bool = option(False, "run each block twice, and hold less: the same result, slower")
+    step_per_block: bool = option(
+        False,
+        "step a block's weights right after its backward, and free its gradients: same result",
+    )
     seed: int = option(0, "decides weights, order and augmentation")
     pretrained: str | None = option(
         None, "start from these weights: a checkpoint, or torchvision's (.safetensors, .pth)"

@@ -21,18 +21,19 @@ from auglocal.plan import make_plan
 from auglocal.pretrained import has_classifier, read_pretrained
 from auglocal.runs import RunFolder, create_run, open_run, read_metrics
 from auglocal.training import (
-    PRECISIONS,
     Listener,
     Material,
     StepReport,
     prepare_material,
     prepare_state,
+    step_options,
     train,
     train_step,
 )
 
-# What may differ when a run goes on: where it computes and where its data lies, not what it learns.
-RESUMABLE = ("device", "data_folder")
+# What may differ when a run goes on: where and in how much memory it computes, and where its data
+# lies, not what it learns.
+RESUMABLE = ("device", "data_folder", "recompute", "step_per_block")
 
 
 def add_train(commands: Any) -> None:
@@ -223,7 +224,7 @@ def _seconds_per_step(config: TrainConfig, material: Material) -> float:
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        train_step(state, images, labels, 0.0, PRECISIONS[config.precision])
+        train_step(state, images, labels, 0.0, **step_options(config))
         state.losses.tolist()  # waits for an accelerator
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])
