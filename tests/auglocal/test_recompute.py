@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from auglocal.backbones.backbone import Backbone, LayerSpec
+from auglocal.backbones.style import CIFAR_STYLE
 from auglocal.counters import SavedTensors
 from auglocal.network import LocalNetwork
 from auglocal.recompute import recompute
@@ -44,7 +45,7 @@ def drawing_network() -> LocalNetwork:
     torch.manual_seed(0)
     specs = [LayerSpec(f"layer{i}", 8, 1, Drawing) for i in range(5)]
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(8, 4))
-    backbone = Backbone(specs, head, SIZE, 4)
+    backbone = Backbone(specs, head, SIZE, 4, style=CIFAR_STYLE)
     auxiliaries = [DrawingClassifier(8, 4) for _ in range(2)]
     return LocalNetwork(backbone, [[0], [1, 2], [3, 4]], auxiliaries)
 
