@@ -242,18 +242,20 @@ def detail_rows(
 
 
 def config_rows(metadata: CheckpointMetadata) -> list[dict[str, str]]:
-    """How a checkpoint was trained, one line an option; options of other rules are left out."""
+    """How a checkpoint was trained, one line an option that has a value.
+
+    Options of other rules are left out.
+    """
     from auglocal.rules.registry import RULES
 
     options_of_rules = {field.name for rule in RULES.values() for field in fields(rule)}
     values = {
         name: value
         for name, value in {**metadata.config, **metadata.rule_options}.items()
-        if name not in options_of_rules or name in metadata.rule_options
+        if value is not None and (name not in options_of_rules or name in metadata.rule_options)
     }
     return [
-        {"Option": name.replace("_", " "), "Value": "default" if value is None else str(value)}
-        for name, value in values.items()
+        {"Option": name.replace("_", " "), "Value": str(value)} for name, value in values.items()
     ]
 
 

@@ -4,20 +4,26 @@ In: a backbone's layer specifications and the index of a hidden layer. Out: the 
 that trains this layer, made of fresh copies of layers selected uniformly from those after it.
 
 Source: Ma, Wu, Si, Tan, "Scaling Supervised Local Learning with Augmented Auxiliary Networks",
-ICLR 2024, section 3, and the details of its CIFAR code (rounding half to even, deferred strides).
+ICLR 2024, section 3, and the details of its CIFAR and ImageNet codes (rounding half to even,
+strides, heads), between which the backbone's `AuxiliaryStyle` chooses.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from auglocal.backbones.backbone import LayerSpec
+from auglocal.backbones.style import AuxiliaryStyle
 from auglocal.local_loss import LocalClassifier
+
+HIDDEN_WIDTH = 512
+NUM_HIDDEN = 2
 
 
 @dataclass(frozen=True)
@@ -95,31 +101,87 @@ def deferred_strides(widths: Sequence[int]) -> list[int]:
     return strides
 
 
-def plan_auxiliary(specs: Sequence[LayerSpec], layer: int, depth: int) -> AuxiliarySpec:
+def growth_strides(widths: Sequence[int]) -> list[int]:
+    """Stride of each copy: 2 exactly where the channels grow.
+
+    Args:
+        widths: channels of the hidden layer, then of each copy.
+
+    Returns:
+        One stride (1 or 2) for each copy.
+    """
+    return [2 if width > previous else 1 for previous, width in itertools.pairwise(widths)]
+
+
+def plan_auxiliary(
+    specs: Sequence[LayerSpec], layer: int, depth: int, style: AuxiliaryStyle
+) -> AuxiliarySpec:
     """Say what the auxiliary network of hidden layer `layer` is made of."""
     selected = select_uniformly(layer, depth, len(specs))
     widths = [specs[layer].channels, *(specs[index].channels for index in selected)]
+    strides = deferred_strides(widths) if style.defers_strides else growth_strides(widths)
     return AuxiliarySpec(
         layer=layer,
         depth=depth,
         selected=tuple(selected),
-        strides=tuple(deferred_strides(widths)),
+        strides=tuple(strides),
         channels=tuple(itertools.pairwise(widths)),
     )
 
 
-class AuxiliaryNetwork(LocalClassifier):
-    """Copies of later layers, then global average pool and a linear classifier.
+class GlobalAveragePool(nn.Module):
+    """Mean over the pixels: (N, C, H, W) -> (N, C)."""
 
-    A BatchNorm1d stands before the classifier only when the depth asked for is at most 1.
+    def forward(self, features: Tensor) -> Tensor:
+        """One vector an image."""
+        return features.mean(dim=(2, 3))
+
+
+class HiddenLayers(nn.Module):
+    """Flatten, pool to 512 values, two (Linear, BatchNorm, ReLU): (N, C, H, W) -> (N, 512).
+
+    The pool averages over runs of the flattened values; with 512 channels a run is a channel.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts: list[nn.Module] = []
+        for _ in range(NUM_HIDDEN):
+            linear = nn.Linear(HIDDEN_WIDTH, HIDDEN_WIDTH)
+            parts += [linear, nn.BatchNorm1d(HIDDEN_WIDTH), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*parts)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """One vector an image."""
+        pooled = functional.adaptive_avg_pool1d(features.flatten(1), HIDDEN_WIDTH)
+        vectors: Tensor = self.layers(pooled)
+        return vectors
+
+
+# What stands between the copies and the classifier: channels -> (module, features it gives).
+REDUCTIONS: dict[str, Callable[[int], tuple[nn.Module, int]]] = {
+    "pooled": lambda channels: (GlobalAveragePool(), channels),
+    "hidden": lambda channels: (HiddenLayers(), HIDDEN_WIDTH),
+}
+
+
+class AuxiliaryNetwork(LocalClassifier):
+    """Copies of later layers, then what the style puts before the classifier, then the classifier.
 
     Args:
         spec: what it is made of.
         specs: the backbone's layers.
         num_classes: K.
+        style: the backbone's.
     """
 
-    def __init__(self, spec: AuxiliarySpec, specs: Sequence[LayerSpec], num_classes: int) -> None:
+    def __init__(
+        self,
+        spec: AuxiliarySpec,
+        specs: Sequence[LayerSpec],
+        num_classes: int,
+        style: AuxiliaryStyle,
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.layers = nn.Sequential(
@@ -130,12 +192,13 @@ class AuxiliaryNetwork(LocalClassifier):
                 )
             )
         )
-        width = spec.channels[-1][1]
-        self.norm = nn.BatchNorm1d(width) if spec.depth <= 1 else nn.Identity()
+        self.reduction, width = REDUCTIONS[style.head](spec.channels[-1][1])
+        has_norm = style.norm_before_classifier and spec.depth <= 1
+        self.norm = nn.BatchNorm1d(width) if has_norm else nn.Identity()
         self.linear = nn.Linear(width, num_classes)
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (N, K) of a hidden layer's output (N, C, H, W)."""
-        pooled = self.layers(features).mean(dim=(2, 3))
-        logits: Tensor = self.linear(self.norm(pooled))
+        vectors = self.reduction(self.layers(features))
+        logits: Tensor = self.linear(self.norm(vectors))
         return logits

@@ -183,7 +183,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     auxiliary = {key: value for key, value in tensors.items() if key.startswith(AUXILIARY_PREFIX)}
     backbone = {key: value for key, value in tensors.items() if key not in auxiliary}
     _check_backbone(path, metadata, backbone)
-    _check_finite(path, tensors)
+    check_finite(path, tensors)
     return Checkpoint(metadata, backbone, auxiliary, hashlib.sha256(content).hexdigest())
 
 
@@ -194,7 +194,7 @@ def read_metadata(path: Path | str) -> CheckpointMetadata:
         InputError: it is missing, damaged or not a checkpoint of this project.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -208,8 +208,12 @@ def read_metadata(path: Path | str) -> CheckpointMetadata:
     return _parse_metadata(path, header[METADATA_KEY])
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what cannot be a checkpoint, before anything reads it."""
+def check_file(path: Path) -> None:
+    """Refuse what cannot be a file of weights, before anything reads it.
+
+    Raises:
+        InputError: it is a folder, missing or too large.
+    """
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the checkpoint.safetensors file in it.")
     if not path.is_file():
@@ -368,8 +372,12 @@ def _check_backbone(
             )
 
 
-def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not numbers: whatever is computed from them would be undefined."""
+def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not numbers: whatever is computed from them would be undefined.
+
+    Raises:
+        InputError: naming the first such tensor.
+    """
     for key, tensor in tensors.items():
         if tensor.dtype in FLOAT_TYPES and not bool(torch.isfinite(tensor).all()):
             raise InputError(

@@ -34,7 +34,9 @@ class TrainConfig:
     rule: str = option("auglocal", "learning rule")
     auxiliary_depth: int = option(2, "auglocal: layers in the first auxiliary network")
     pyramid: float = option(0.5, "auglocal: 0 keeps that depth everywhere, 1 falls to one layer")
-    tail: int | None = option(None, "auglocal: layers that train with the classifier (depth + 1)")
+    tail: int | None = option(
+        None, "auglocal: layers that train with the classifier (depth + 1; ImageNet forms: 1)"
+    )
     modules: int | None = option(
         None, "all but bp: blocks of layers that learn by themselves (a block a layer); 1 is bp"
     )
@@ -72,7 +74,15 @@ class TrainConfig:
         (), "epochs after which the backbone is kept in snapshots/; 0 is the untrained network"
     )
     snapshot_dtype: str = option("fp32", "weights of snapshots: fp32, or half the size: bf16, fp16")
+    recompute: bool = option(False, "run each block twice, and hold less: the same result, slower")
+    step_per_block: bool = option(
+        False,
+        "step a block's weights right after its backward, and free its gradients: same result",
+    )
     seed: int = option(0, "decides weights, order and augmentation")
+    pretrained: str | None = option(
+        None, "start from these weights: a checkpoint, or torchvision's (.safetensors, .pth)"
+    )
     data_folder: str = option("data", "where downloaded data sets lie")
     device: str = option("auto", "auto, cpu, cuda or mps")
 
@@ -107,6 +117,8 @@ class TrainConfig:
         del values["data_folder"], values["device"]
         kind, separator, path = self.dataset.partition(":")
         values["dataset"] = f"{kind}{separator}{PurePath(path).name}"
+        if self.pretrained is not None:
+            values["pretrained"] = PurePath(self.pretrained).name
         return values
 
     def to_json(self) -> str:
@@ -116,6 +128,9 @@ class TrainConfig:
 
 # What the weights of a checkpoint file may be; `auglocal.checkpoint` reads all of them.
 WEIGHT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What may differ when a run goes on: where and in how much memory it computes, and where its data
+# lies, not what it learns.
+MAY_CHANGE = ("device", "data_folder", "recompute", "step_per_block")
 PRECISION_NAMES = ("fp32", "bf16")
 DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 SMALLEST = {

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from auglocal.backbones.backbone import Backbone
+from auglocal.recompute import recompute
 
 OUTPUT_BLOCK = "head"
 
@@ -44,7 +45,12 @@ class LocalNetwork(nn.Module):
         self.auxiliaries = nn.ModuleDict(dict(zip(self.block_names, auxiliaries)))
 
     def local_losses(
-        self, images: Tensor, labels: Tensor, precision: torch.dtype = torch.float32
+        self,
+        images: Tensor,
+        labels: Tensor,
+        precision: torch.dtype = torch.float32,
+        *,
+        recompute_blocks: bool = False,
     ) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Run block after block, yielding each block's loss before the next block starts.
 
@@ -55,6 +61,8 @@ class LocalNetwork(nn.Module):
             images: normalised, float, (N, C, H, W).
             labels: int64, (N,).
             precision: torch.bfloat16 computes under autocast; weights and losses stay float32.
+            recompute_blocks: `loss.backward()` runs the block again, after its auxiliary network's
+                backward, so that the two are never held at once; see `auglocal.recompute`.
 
         Yields:
             (block name, loss (scalar), detached logits (N, K)), input to output.
@@ -65,8 +73,8 @@ class LocalNetwork(nn.Module):
             features = features.detach()
             # Entered anew for each block: a yield inside it would leak autocast into the caller.
             with torch.autocast(images.device.type, precision, precision != torch.float32):
-                for index in block:
-                    features = layers[index](features)
+                part = nn.Sequential(*(layers[index] for index in block))
+                features = recompute(part, features) if recompute_blocks else part(features)
                 loss, logits = self._local_loss(block_name, features, images, labels)
             yield block_name, loss, logits.detach()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from auglocal.config import TrainConfig
+from auglocal.config import MAY_CHANGE, TrainConfig
 from auglocal.errors import InputError
 
 
@@ -36,7 +36,7 @@ def check_same_run(config: TrainConfig, saved: Mapping[str, Any]) -> None:
     if not isinstance(recorded, dict):
         return
     for name, value in config.portable().items():
-        if name in recorded and recorded[name] != value:
+        if name not in MAY_CHANGE and name in recorded and recorded[name] != value:
             raise InputError(
                 f"The saved state does not fit the run's configuration: {name} is "
                 f"{recorded[name]!r} in resume.pt and {value!r} in config.json; restore the one "

@@ -34,6 +34,7 @@ from auglocal.device import choose_device
 from auglocal.errors import InputError, WorkError, writing
 from auglocal.evaluation import Accuracy, evaluate, evaluate_blocks
 from auglocal.network import OUTPUT_BLOCK, LocalNetwork
+from auglocal.pretrained import load_pretrained
 from auglocal.randomness import derive_seed
 from auglocal.resumption import check_same_run, describe_run, thread_warnings
 from auglocal.rules.registry import build_network
@@ -237,7 +238,6 @@ def _to_device(split: Split, device: torch.device) -> DeviceSplit:
 
 def prepare_state(config: TrainConfig, material: Material, saved: dict[str, Any] | None) -> State:
     """A fresh network and optimizer, or those that were saved."""
-    device = material.splits["train"].images.device
     network = build_network(
         config.architecture,
         config.make_rule(),
@@ -247,7 +247,17 @@ def prepare_state(config: TrainConfig, material: Material, saved: dict[str, Any]
         width=config.width,
         normalisation=material.normalisation,
     )
-    network = network.to(device).to(memory_format=_memory_format(config))
+    if saved is None and config.pretrained is not None:
+        load_pretrained(network.backbone, config.architecture, config.pretrained)
+    state = make_state(config, network, material.splits["train"].images.device)
+    if saved is not None:
+        unpack_state(state, saved)
+    return state
+
+
+def make_state(config: TrainConfig, network: LocalNetwork, device: torch.device) -> State:
+    """A network on its device, with a fresh optimizer."""
+    network = network.to(device).to(memory_format=memory_format(config))
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=config.learning_rate,
@@ -256,13 +266,11 @@ def prepare_state(config: TrainConfig, material: Material, saved: dict[str, Any]
         nesterov=config.momentum > 0,
     )
     losses = torch.zeros(len(network.blocks), device=device)
-    state = State(network, optimizer, losses, torch.zeros_like(losses))
-    if saved is not None:
-        unpack_state(state, saved)
-    return state
+    return State(network, optimizer, losses, torch.zeros_like(losses))
 
 
-def _memory_format(config: TrainConfig) -> torch.memory_format:
+def memory_format(config: TrainConfig) -> torch.memory_format:
+    """Layout of images and weights."""
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
@@ -330,8 +338,8 @@ def run_epoch(
         rate = schedule(step, steps_per_epoch, config.epochs, config.learning_rate)
         # Dropout and the like draw from the global generator.
         torch.manual_seed(derive_seed(config.seed, "step", state.epoch, state.step))
-        images = material.normalise(pixels).to(memory_format=_memory_format(config))
-        train_step(state, images, labels, rate, PRECISIONS[config.precision])
+        images = material.normalise(pixels).to(memory_format=memory_format(config))
+        train_step(state, images, labels, rate, **step_options(config))
         state.seconds += time.perf_counter() - started
         check = state.step % STEPS_BETWEEN_CHECKS == 0
         if check:
@@ -347,8 +355,11 @@ def train_step(
     labels: Tensor,
     rate: float,
     precision: torch.dtype = torch.float32,
+    *,
+    recompute: bool = False,
+    step_per_block: bool = False,
 ) -> None:
-    """One batch: every block's loss backward at once, then one step of the optimizer.
+    """One batch: every block's loss backward at once, then a step of the optimizer.
 
     Args:
         state: its network, optimizer and sums change.
@@ -356,20 +367,42 @@ def train_step(
         labels: int64, (N,).
         rate: learning rate of this step.
         precision: of the forward passes, see `LocalNetwork.local_losses`.
+        recompute: as `recompute_blocks` there.
+        step_per_block: step a block's weights right after its backward. No block's weights are in
+            another's loss, so the result is that of one step at the end.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.zero_grad(set_to_none=True)
     losses, correct = [], []
-    for _, loss, logits in state.network.local_losses(images, labels, precision):
+    for _, loss, logits in state.network.local_losses(
+        images, labels, precision, recompute_blocks=recompute
+    ):
         loss.backward()  # type: ignore[no-untyped-call]
+        if step_per_block:
+            _apply_gradients(state.optimizer)
         losses.append(loss.detach())
         correct.append((logits.argmax(dim=1) == labels).sum())
-    state.optimizer.step()
+    _apply_gradients(state.optimizer)
     state.losses += torch.stack(losses) * len(labels)
     state.correct += torch.stack(correct)
     state.images += len(labels)
     state.step += 1
+
+
+def _apply_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Step the parameters that have a gradient, and free it; the others stay as they are."""
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def step_options(config: TrainConfig) -> dict[str, Any]:
+    """How a run takes its steps: the options of `train_step`."""
+    return {
+        "precision": PRECISIONS[config.precision],
+        "recompute": config.recompute,
+        "step_per_block": config.step_per_block,
+    }
 
 
 def check_losses(state: State) -> None:

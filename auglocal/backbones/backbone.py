@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from auglocal.backbones.key_map import KeyMap
+from auglocal.backbones.style import AuxiliaryStyle
+
 
 @dataclass(frozen=True)
 class LayerSpec:
@@ -40,6 +43,8 @@ class Backbone(nn.Module):
         head: module from the last layer's output to logits (N, K).
         input_size: (C, H, W) of one image.
         num_classes: K.
+        style: how AugLocal builds its auxiliary networks.
+        key_map: torchvision's names of its tensors; None where torchvision has no such model.
     """
 
     def __init__(
@@ -48,11 +53,16 @@ class Backbone(nn.Module):
         head: nn.Module,
         input_size: tuple[int, int, int],
         num_classes: int,
+        *,
+        style: AuxiliaryStyle,
+        key_map: KeyMap | None = None,
     ) -> None:
         super().__init__()
         self.specs = tuple(specs)
         self.input_size = input_size
         self.num_classes = num_classes
+        self.style = style
+        self.key_map = key_map
         in_channels = [input_size[0], *(spec.channels for spec in specs)]
         self.layers = nn.ModuleDict(
             {spec.name: spec.build(width, spec.stride) for spec, width in zip(specs, in_channels)}
@@ -83,13 +93,19 @@ class Backbone(nn.Module):
 def initialise(module: nn.Module) -> None:
     """Set convolutions to He's normal initialisation by fan-out and BatchNorm to 1 and 0, in place.
 
-    std = sqrt(2 / (k * k * out_channels)); linear layers keep PyTorch's default.
-    Source: He et al. 2015, eq. 14; the AugLocal CIFAR code, for auxiliary networks too.
+    std = sqrt(2 / (k * k * out_channels)), also where a convolution has groups; biases of
+    convolutions start at 0; linear layers keep PyTorch's default.
+
+    Source: He et al. 2015, eq. 14; both AugLocal codes, for auxiliary networks too. torchvision
+    starts the convolutions of all its families here in the same way (`kaiming_normal_`, fan-out),
+    and the linear layers of some of them (VGG, MobileNetV2, EfficientNet, RegNet) narrower.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             fan_out = math.prod(part.kernel_size) * part.out_channels
             nn.init.normal_(part.weight, std=math.sqrt(2 / fan_out))
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
         elif isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)

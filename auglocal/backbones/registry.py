@@ -1,4 +1,9 @@
-"""Backbones by name: an architecture's name in, a fresh backbone out."""
+"""Backbones by name: an architecture's name in, a fresh backbone out.
+
+A name is the literature's in small letters, "resnet18" say, and means the form for small images
+(CIFAR, SVHN, STL-10); with "-imagenet" after it, torchvision's model. ResNet-20 to 110 are made for
+CIFAR and have no other form.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,12 @@ from functools import partial
 import torch
 
 from auglocal.backbones.backbone import Backbone, initialise
+from auglocal.backbones.efficientnet import efficientnet_b0
+from auglocal.backbones.mobilenetv2 import mobilenetv2
+from auglocal.backbones.regnet import regnetx_400mf
+from auglocal.backbones.resnet import resnet
 from auglocal.backbones.resnet_cifar import resnet_cifar
+from auglocal.backbones.vgg import vgg
 from auglocal.errors import InputError
 
 BackboneBuilder = Callable[[int, tuple[int, int, int], float], Backbone]
@@ -16,12 +26,35 @@ BackboneBuilder = Callable[[int, tuple[int, int, int], float], Backbone]
 # No backbone of the literature is wider; a file that claims more is not opened.
 MAX_WIDTH = 64
 
+IMAGENET = "-imagenet"
+
+
+def _both_forms(name: str, builder: Callable[..., Backbone]) -> dict[str, BackboneBuilder]:
+    """The CIFAR form and the ImageNet form of an architecture, by name."""
+    return {
+        name: partial(builder, imagenet=False),
+        name + IMAGENET: partial(builder, imagenet=True),
+    }
+
+
 BACKBONES: dict[str, BackboneBuilder] = {
     "resnet20": partial(resnet_cifar, 20),
     "resnet32": partial(resnet_cifar, 32),
     "resnet44": partial(resnet_cifar, 44),
     "resnet56": partial(resnet_cifar, 56),
     "resnet110": partial(resnet_cifar, 110),
+    **_both_forms("resnet18", partial(resnet, 18)),
+    **_both_forms("resnet34", partial(resnet, 34)),
+    **_both_forms("resnet50", partial(resnet, 50)),
+    **_both_forms("resnet101", partial(resnet, 101)),
+    **_both_forms("resnet152", partial(resnet, 152)),
+    **_both_forms("vgg11", partial(vgg, 11)),
+    **_both_forms("vgg13", partial(vgg, 13)),
+    **_both_forms("vgg16", partial(vgg, 16)),
+    **_both_forms("vgg19", partial(vgg, 19)),
+    **_both_forms("mobilenetv2", mobilenetv2),
+    **_both_forms("efficientnet-b0", efficientnet_b0),
+    **_both_forms("regnetx-400mf", regnetx_400mf),
 }
 
 
@@ -40,7 +73,8 @@ def build_backbone(
         width: multiplies the channels of every layer, above 0 and at most 64.
 
     Raises:
-        InputError: there is no such architecture (the message lists what there is) or width.
+        InputError: there is no such architecture (the message lists what there is) or width, or
+            the architecture does not take this width or such small images.
     """
     if architecture not in BACKBONES:
         raise InputError(

@@ -11,6 +11,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from auglocal.backbones.backbone import Backbone, LayerSpec
+from auglocal.backbones.heads import PooledHead
+from auglocal.backbones.style import CIFAR_STYLE
 
 FIRST_CHANNELS = 16
 NUM_STAGES = 3
@@ -56,19 +58,6 @@ class BasicBlock(nn.Module):
         return output
 
 
-class Head(nn.Module):
-    """Global average pool and a linear classifier: (N, C, H, W) -> logits (N, K)."""
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_channels, num_classes)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits of features."""
-        logits: Tensor = self.linear(features.mean(dim=(2, 3)))
-        return logits
-
-
 def resnet_cifar(
     depth: int, num_classes: int, input_size: tuple[int, int, int], width: float = 1.0
 ) -> Backbone:
@@ -92,4 +81,5 @@ def resnet_cifar(
             stride = 2 if stage_index > 0 and block_index == 0 else 1
             name = f"stage{stage_index + 1}_block{block_index + 1}"
             specs.append(LayerSpec(name, channels, stride, partial(BasicBlock, channels=channels)))
-    return Backbone(specs, Head(channels, num_classes), input_size, num_classes)
+    head = PooledHead(channels, num_classes)
+    return Backbone(specs, head, input_size, num_classes, style=CIFAR_STYLE)

@@ -12,6 +12,7 @@ from auglocal.commands.progress import train_with_progress
 from auglocal.commands.shared import (
     DONE,
     INTERRUPTED,
+    check_start,
     chosen_config,
     report_skipped,
     resumed_config,
@@ -41,6 +42,7 @@ def check_new_seeds(options: argparse.Namespace) -> None:
 def train_seeds(options: argparse.Namespace, config: TrainConfig, out: Path) -> int:
     """Train a run for each of `options.seeds`, in `out`."""
     material = prepare_material(config, download=options.download)
+    check_start(config, material)
     series = create_series(out, config, options.seeds, overwrite=options.overwrite)
     return _train_series(series, material, options)
 

@@ -12,17 +12,17 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
 
-from auglocal.backbones.registry import BACKBONES
-from auglocal.config import TrainConfig
+from auglocal.backbones.registry import BACKBONES, build_meta_backbone
+from auglocal.config import MAY_CHANGE, TrainConfig
 from auglocal.data import SOURCES, Dataset
 from auglocal.errors import InputError, WorkError
+from auglocal.pretrained import has_classifier, read_pretrained
 from auglocal.recipe import read_recipe
 from auglocal.rules.auglocal import LOCAL_LOSSES
 from auglocal.rules.registry import RULES
+from auglocal.training import Material
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
-# What may differ when a run goes on: where it computes and where its data lies, not what it learns.
-RESUMABLE = ("device", "data_folder")
 CHOICES = {
     "architecture": tuple(BACKBONES),
     "rule": tuple(RULES),
@@ -101,12 +101,12 @@ def chosen_config(options: argparse.Namespace) -> dict[str, Any]:
 def resumed_config(path: Path, config: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     """The configuration to go on with; refuses options that would make it another run."""
     for name, value in given.items():
-        if name not in RESUMABLE and value != getattr(config, name):
+        if name not in MAY_CHANGE and value != getattr(config, name):
             raise InputError(
                 f"The run in {path} has {name} {getattr(config, name)}, not {value}; leave the "
                 "option out, or start a new run."
             )
-    return replace(config, **{name: given[name] for name in RESUMABLE if name in given})
+    return replace(config, **{name: given[name] for name in MAY_CHANGE if name in given})
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
@@ -124,5 +124,20 @@ def report_skipped(dataset: Dataset) -> None:
     if dataset.skipped:
         print(
             f"Skipped corrupt images: {len(dataset.skipped)} ({dataset.skipped[0]} first).",
+            file=sys.stderr,
+        )
+
+
+def check_start(config: TrainConfig, material: Material) -> None:
+    """Refuse images or weights that do not fit the backbone before a folder is made."""
+    backbone = build_meta_backbone(
+        config.architecture, material.num_classes, material.input_size, config.width
+    )
+    if config.pretrained is None:
+        return
+    if not has_classifier(read_pretrained(backbone, config.architecture, config.pretrained)):
+        print(
+            f"auglocal train: the classifier starts fresh, since {Path(config.pretrained).name} "
+            f"has not {material.num_classes} classes.",
             file=sys.stderr,
         )

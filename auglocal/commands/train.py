@@ -16,6 +16,7 @@ from auglocal.commands.shared import (
     DONE,
     INTERRUPTED,
     add_config_options,
+    check_start,
     chosen_config,
     report_skipped,
     resumed_config,
@@ -27,7 +28,13 @@ from auglocal.plan import make_plan
 from auglocal.runs import RunFolder, create_run, open_run, read_metrics
 from auglocal.series import is_series
 from auglocal.tensorboard_log import require_tensorboard
-from auglocal.training import PRECISIONS, Material, prepare_material, prepare_state, train_step
+from auglocal.training import (
+    Material,
+    prepare_material,
+    prepare_state,
+    step_options,
+    train_step,
+)
 
 
 def add_train(commands: Any) -> None:
@@ -72,6 +79,7 @@ def run_train(options: argparse.Namespace) -> int:
         return train_seeds(options, config, out)
     material = prepare_material(config, download=options.download)
     report_skipped(material.dataset)
+    check_start(config, material)
     if options.dry_run:
         return _dry_run(config, material, options)
     folder = create_run(out, config, overwrite=options.overwrite)
@@ -174,7 +182,7 @@ def _seconds_per_step(config: TrainConfig, material: Material) -> float:
     seconds = []
     for _ in range(4):
         started = time.perf_counter()
-        train_step(state, images, labels, 0.0, PRECISIONS[config.precision])
+        train_step(state, images, labels, 0.0, **step_options(config))
         state.losses.tolist()  # waits for an accelerator
         seconds.append(time.perf_counter() - started)
     return min(seconds[1:])

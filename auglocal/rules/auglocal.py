@@ -38,7 +38,8 @@ class AugLocal(LossWeights):
     Attributes:
         auxiliary_depth: d >= 1, layers in the first block's auxiliary network.
         pyramid: c in [0, 1], how fast the depth falls towards the output.
-        tail: layers that train with the classifier; None is d + 1, as in the paper's CIFAR code.
+        tail: layers that train with the classifier; None is as the backbone's style has it: d + 1
+            as in the paper's CIFAR code, 1 for ImageNet forms.
         modules: K, blocks in all, tail included; None is a block a layer before the tail. With
             fewer, the tail is at least ceil(n / K) of n layers, unless it is given.
         local_loss: a name in `LOCAL_LOSSES`.
@@ -72,12 +73,12 @@ class AugLocal(LossWeights):
 
     def build(self, backbone: Backbone, normalisation: Normalisation = UNCHANGED) -> LocalNetwork:
         """Cut the backbone into blocks and build each hidden block's auxiliary network."""
-        blocks = self._cut(len(backbone.layers))
+        blocks = self._cut(len(backbone.layers), backbone.style.tail(self.auxiliary_depth))
         depths = pyramidal_depths(len(blocks), self.auxiliary_depth, self.pyramid)
         auxiliaries: list[LocalClassifier] = []
         for block, depth in zip(blocks, depths):
-            spec = plan_auxiliary(backbone.specs, block[-1], depth)
-            auxiliary = AuxiliaryNetwork(spec, backbone.specs, backbone.num_classes)
+            spec = plan_auxiliary(backbone.specs, block[-1], depth, backbone.style)
+            auxiliary = AuxiliaryNetwork(spec, backbone.specs, backbone.num_classes, backbone.style)
             initialise(auxiliary)
             auxiliaries.append(auxiliary)
         add_extra_loss = LOCAL_LOSSES[self.local_loss]
@@ -85,9 +86,9 @@ class AugLocal(LossWeights):
             backbone, blocks, add_extra_loss(auxiliaries, backbone, blocks, normalisation, self)
         )
 
-    def _cut(self, num_layers: int) -> list[range]:
+    def _cut(self, num_layers: int, usual_tail: int) -> list[range]:
         """Blocks of layers; unless there is one module, a layer at least learns locally."""
-        tail = self.auxiliary_depth + 1 if self.tail is None else self.tail
+        tail = usual_tail if self.tail is None else self.tail
         if tail >= num_layers and self.modules != 1:
             cause = "tail" if self.tail is not None else "auxiliary depth"
             largest = num_layers - (1 if self.tail is not None else 2)
@@ -95,4 +96,4 @@ class AugLocal(LossWeights):
                 f"With a tail of {tail} layers nothing is left to learn locally in a backbone of "
                 f"{num_layers}; give a smaller {cause}, at most {largest}."
             )
-        return cut_into_blocks(num_layers, self.modules, self.auxiliary_depth + 1, self.tail)
+        return cut_into_blocks(num_layers, self.modules, usual_tail, self.tail)

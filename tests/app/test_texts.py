@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 from app import texts
 
@@ -53,3 +54,15 @@ def test_probe_tables_keep_undefined_values_apart(make_study):
     (probe, _) = make_study(undefined="stem").probes
     assert texts.probe_rows([probe])[0]["Accuracy"].startswith("undefined: its features")
     assert texts.probe_csv([probe]).splitlines()[1].startswith("bp-net,stem,,")
+
+
+def test_a_configuration_leaves_out_what_has_no_value_and_other_rules_options():
+    metadata = SimpleNamespace(
+        config={"epochs": 15, "pyramid": 0.5, "image_size": None, "rule": "bp"}, rule_options={}
+    )
+    assert texts.config_rows(metadata) == [
+        {"Option": "epochs", "Value": "15"},
+        {"Option": "rule", "Value": "bp"},
+    ]
+    metadata.rule_options = {"pyramid": 0.5}
+    assert {"Option": "pyramid", "Value": "0.5"} in texts.config_rows(metadata)

@@ -12,7 +12,9 @@ from torch import nn
 
 from auglocal.auxiliary import (
     AuxiliaryNetwork,
+    HiddenLayers,
     deferred_strides,
+    growth_strides,
     plan_auxiliary,
     pyramidal_depths,
     select_uniformly,
@@ -22,21 +24,23 @@ from auglocal.network import LocalNetwork
 from auglocal.plan import make_plan, plan_table
 from auglocal.rules.auglocal import AugLocal
 
-GOLDEN = json.loads(
-    (Path(__file__).parent / "fixtures" / "auglocal_construction.json").read_text()
-)["cases"]
+FIXTURES = Path(__file__).parent / "fixtures"
+CIFAR = json.loads((FIXTURES / "auglocal_construction.json").read_text())["cases"]
+IMAGENET = json.loads((FIXTURES / "auglocal_imagenet_construction.json").read_text())["cases"]
+GOLDEN = CIFAR | IMAGENET
 
 
-def published_rule(case: str) -> tuple[str, AugLocal]:
-    """Architecture and rule of a golden case such as "resnet32/d2/pyr0.5"."""
+def published_rule(case: str) -> tuple[str, AugLocal, int]:
+    """Architecture, rule and number of classes of a golden case such as "resnet32/d2/pyr0.5"."""
     architecture, depth, pyramid = re.fullmatch(r"(\w+)/d(\d+)/(?:no)?pyr([\d.]*)", case).groups()
-    return architecture, AugLocal(auxiliary_depth=int(depth), pyramid=float(pyramid or 0))
+    rule = AugLocal(auxiliary_depth=int(depth), pyramid=float(pyramid or 0))
+    return (architecture, rule, 10) if case in CIFAR else (f"{architecture}-imagenet", rule, 1000)
 
 
 @pytest.mark.parametrize("case", GOLDEN)
 def test_plan_equals_the_published_construction(case: str) -> None:
-    architecture, rule = published_rule(case)
-    plan = make_plan(architecture, "auglocal", rule)
+    architecture, rule, num_classes = published_rule(case)
+    plan = make_plan(architecture, "auglocal", rule, num_classes)
     keys = ("layer", "depth", "selected", "strides", "channels", "parameters")
     expected = [
         dict(zip(keys, [*row[:5], row[6]], strict=True)) for row in GOLDEN[case]["auxiliaries"]
@@ -47,9 +51,8 @@ def test_plan_equals_the_published_construction(case: str) -> None:
 
 @pytest.mark.parametrize("case", GOLDEN)
 def test_batchnorm_stands_before_the_classifier_where_published(case: str) -> None:
-    architecture, rule = published_rule(case)
-    with torch.device("meta"):
-        network = rule.build(build_backbone(architecture))
+    architecture, rule, _ = published_rule(case)
+    network = rule.build(build_meta_backbone(architecture))
     has_norm = [isinstance(a.norm, nn.BatchNorm1d) for a in network.auxiliaries.values()]
     assert has_norm == [row[5] for row in GOLDEN[case]["auxiliaries"]]
 
@@ -85,10 +88,22 @@ def test_a_jump_of_two_widths_defers_its_second_halving() -> None:
     assert deferred_strides([16, 64, 64, 64]) == [2, 2, 1]
 
 
+def test_without_deferral_a_copy_halves_exactly_where_the_channels_grow() -> None:
+    assert growth_strides([64, 256, 256, 96, 128]) == [2, 1, 1, 2]
+
+
+def test_hidden_layers_see_the_mean_of_each_of_512_channels() -> None:
+    features = torch.randn(4, 512, 3, 5)
+    layers = HiddenLayers()
+    expected = layers.layers(features.mean(dim=(2, 3)))
+    torch.testing.assert_close(layers(features), expected)
+
+
 def test_an_auxiliary_network_has_weights_of_its_own() -> None:
     backbone = build_backbone("resnet20")
-    spec = plan_auxiliary(backbone.specs, layer=0, depth=2)
-    first, second = (AuxiliaryNetwork(spec, backbone.specs, 10) for _ in range(2))
+    style = backbone.style
+    spec = plan_auxiliary(backbone.specs, layer=0, depth=2, style=style)
+    first, second = (AuxiliaryNetwork(spec, backbone.specs, 10, style) for _ in range(2))
     addresses = [
         {parameter.data_ptr() for parameter in module.parameters()}
         for module in (backbone, first, second)

@@ -18,6 +18,7 @@ import torch
 
 from auglocal.__main__ import main
 from auglocal.checkpoint import load_checkpoint
+from auglocal.commands.memory import parse_bytes
 from auglocal.files import file_sha256
 
 TINY = ["--epochs", "2", "--batch-size", "12", "--device", "cpu"]
@@ -254,6 +255,65 @@ def test_plan_of_bp_is_one_block(capsys: pytest.CaptureFixture[str]) -> None:
     plan = json.loads(capsys.readouterr().out)
     assert plan["blocks"] == [list(range(10))]
     assert plan["auxiliaries"] == []
+
+
+def test_memory_prints_what_was_promised(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--image-size", "16", "--num-classes", "4", "--device", "cpu"]
+    options += ["--rule", "linear", "--modules", "3", "--batch-size", "64", "--budget", "64 MiB"]
+    assert main(["memory", *options, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    keys = {"architecture", "rule", "rule_options", "batch_size", "budget", "device", "rows"}
+    assert document.keys() == keys
+    assert document["budget"] == 64 * 2**20
+    assert [row["precision"] for row in document["rows"]] == ["fp32"] * 6 + ["bf16"] * 6
+    names = {"name", "rule", "precision", "recompute", "step_per_block", "segments"}
+    names |= {"saved_tensors", "saved_tensors_ratio", "parameters", "gradients", "total"}
+    names |= {"optimizer_state", "total_ratio", "flops", "flops_ratio", "largest_batch"}
+    assert all(row.keys() == names | {"max_memory_allocated"} for row in document["rows"])
+    first, rival, *others = document["rows"]
+    assert first["rule"] == rival["rule"] == "bp"
+    assert first["saved_tensors_ratio"] == first["total_ratio"] == first["flops_ratio"] == 1
+    assert rival["segments"] > 1
+    assert all(row["saved_tensors_ratio"] < 1 for row in others)
+    for row in document["rows"]:
+        parts = ("saved_tensors", "parameters", "gradients", "optimizer_state")
+        assert row["total"] == sum(row[part] for part in parts)
+        assert (row["largest_batch"] >= 64) == (row["total"] <= document["budget"])
+
+
+def test_memory_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--image-size", "16", "--device", "cpu", "--rule", "bp", "--budget", "2MB"]
+    assert main(["memory", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "training step of batch 32" in lines[0]
+    assert [line.split()[0] for line in lines[3:]] == ["BP"] * 4
+    assert all(line.endswith("none") for line in lines[3:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "much"], "number of bytes above 0, not 'much'; give --budget 8GiB"),
+        (["--budget", "8 parsecs"], "number of bytes above 0, not '8 parsecs'"),
+        (["--budget", "0"], "number of bytes above 0, not '0'"),
+        (["--num-classes", "1"], "at least 2 classes and images of 8 pixels"),
+        (["--batch-size", "1"], "batch size must be at least 2"),
+        (["--auxiliary-depth", "9"], "give a smaller auxiliary depth"),
+    ],
+)
+def test_memory_refuses_wrong_input(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["memory", *options]) == 2
+    assert message in sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GiB", 8 * 2**30), ("1.5 kb", 1500), ("1000000", 1_000_000), ("2TB", 2 * 10**12)],
+)
+def test_a_budget_is_read_in_bytes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
 
 
 def test_evaluate_agrees_with_the_accuracy_in_the_checkpoint(

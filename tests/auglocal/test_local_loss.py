@@ -56,7 +56,7 @@ def test_a_classifier_without_logits_is_none() -> None:
 
 def test_an_auxiliary_networks_keys_are_those_of_shipped_checkpoints() -> None:
     backbone = build_backbone("resnet20")
-    spec = plan_auxiliary(backbone.specs, layer=0, depth=1)
-    keys = AuxiliaryNetwork(spec, backbone.specs, 10).state_dict().keys()
+    spec = plan_auxiliary(backbone.specs, layer=0, depth=1, style=backbone.style)
+    keys = AuxiliaryNetwork(spec, backbone.specs, 10, backbone.style).state_dict().keys()
     assert {key.split(".")[0] for key in keys} == {"layers", "norm", "linear"}
     assert {"layers.0.conv1.weight", "norm.weight", "linear.bias"} <= keys

@@ -71,6 +71,46 @@ def test_a_run_stopped_inside_each_epoch_ends_as_one_that_was_not(
     assert torch.equal(*momenta)
 
 
+@pytest.mark.parametrize("rule", ["bp", "auglocal"])
+def test_memory_options_leave_a_run_as_it_is_and_may_change_when_it_goes_on(
+    rule: str, config: TrainConfig, tmp_path: Path
+) -> None:
+    config = replace(config, rule=rule, weight_decay=0.01)
+    assert run(config, tmp_path / "whole")
+    frugal = replace(config, recompute=True, step_per_block=True)
+    assert not run(frugal, tmp_path / "parts", stop_after=1)
+    assert not run(frugal, tmp_path / "parts", stop_after=4)
+    assert not run(config, tmp_path / "parts", stop_after=1)
+    assert run(frugal, tmp_path / "parts")
+    saved, resumed = (load_state(RunFolder(tmp_path / name)) for name in ("whole", "parts"))
+    assert saved is not None
+    assert resumed is not None
+    assert saved["network"].keys() == resumed["network"].keys()
+    for key, value in saved["network"].items():
+        assert torch.equal(value, resumed["network"][key])
+    momenta, same = (state["optimizer"]["state"] for state in (saved, resumed))
+    assert momenta.keys() == same.keys()
+    for index, values in momenta.items():
+        assert torch.equal(values["momentum_buffer"], same[index]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_stepping_block_by_block_is_stepping_once(momentum: float, config: TrainConfig) -> None:
+    config = replace(config, momentum=momentum, weight_decay=0.1)
+    material = prepare_material(config, download=False)
+    split = material.splits["train"]
+    weights = []
+    for step_per_block in (False, True):
+        state = prepare_state(config, material, None)
+        for start in (0, 8, 16):
+            images = material.normalise(split.images[start : start + 8])
+            labels = split.labels[start : start + 8]
+            train_step(state, images, labels, 0.1, step_per_block=step_per_block)
+        weights.append(state.network.state_dict())
+        assert all(parameter.grad is None for parameter in state.network.parameters())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
 def test_an_epochs_line_has_every_block_and_what_it_cost(
     config: TrainConfig, tmp_path: Path
 ) -> None:

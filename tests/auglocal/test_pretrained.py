@@ -1,0 +1,170 @@
+"""Weights to start from: what fits, what starts fresh, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor
+
+from auglocal.__main__ import main
+from auglocal.backbones.registry import build_backbone, build_meta_backbone
+from auglocal.checkpoint import load_checkpoint
+from auglocal.errors import InputError
+from auglocal.pretrained import load_pretrained, load_torchvision_state, read_pretrained
+
+TINY = ["--epochs", "1", "--batch-size", "12", "--device", "cpu", "--rule", "bp"]
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "digits-bp.safetensors"
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    """A state dict as torchvision publishes it, of 6 classes."""
+    return torchvision.models.mobilenet_v2(weights=None, num_classes=6).state_dict()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_with_torchvisions_keys_loads(
+    suffix: str, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / f"weights{suffix}"
+    torch.save(state, path) if suffix == ".pth" else save_file(state, path)
+    backbone = build_backbone("mobilenetv2-imagenet", num_classes=6)
+    assert load_pretrained(backbone, "mobilenetv2-imagenet", path)
+    for key, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, state[backbone.key_map.to_torchvision(key)])
+
+
+def test_the_classifier_alone_stays_fresh_with_other_classes(state: dict[str, Tensor]) -> None:
+    backbone = build_backbone("mobilenetv2-imagenet", num_classes=4)
+    fresh = backbone.head.linear.weight.detach().clone()
+    assert not load_torchvision_state(backbone, state)
+    assert torch.equal(backbone.head.linear.weight, fresh)
+    assert torch.equal(backbone.head.conv[0].weight, state["features.18.0.weight"])
+
+
+def test_an_old_file_without_batch_counters_loads(state: dict[str, Tensor]) -> None:
+    old = {key: value for key, value in state.items() if not key.endswith("batches_tracked")}
+    assert load_torchvision_state(build_backbone("mobilenetv2-imagenet", num_classes=6), old)
+
+
+def test_a_checkpoint_of_ours_loads() -> None:
+    checkpoint = load_checkpoint(SHIPPED)
+    size = checkpoint.metadata.input_size
+    backbone = build_backbone("resnet20", num_classes=10, input_size=size)
+    assert load_pretrained(backbone, "resnet20", SHIPPED)
+    for key, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, checkpoint.backbone[key])
+    other = build_meta_backbone("resnet20", num_classes=3, input_size=size)
+    kept = read_pretrained(other, "resnet20", SHIPPED)
+    assert checkpoint.backbone.keys() - kept.keys() == {"head.linear.weight", "head.linear.bias"}
+
+
+def test_a_checkpoint_of_another_architecture_is_refused() -> None:
+    with pytest.raises(InputError, match="holds a resnet20, not a resnet32; give --architecture"):
+        read_pretrained(build_meta_backbone("resnet32"), "resnet32", SHIPPED)
+
+
+def test_a_state_of_another_architecture_is_refused(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    backbone = build_backbone("regnetx-400mf")
+    before = backbone.head.linear.weight.detach().clone()
+    with pytest.raises(InputError, match=r"weights.pth lacks \d+ tensors, .*does not fit"):
+        load_pretrained(backbone, "regnetx-400mf", path)
+    assert torch.equal(backbone.head.linear.weight, before)
+    with pytest.raises(InputError, match="torchvision has no resnet20, so weights.pth cannot"):
+        read_pretrained(build_meta_backbone("resnet20"), "resnet20", path)
+
+
+def test_a_state_with_more_or_other_tensors_is_refused(state: dict[str, Tensor]) -> None:
+    backbone = build_meta_backbone("mobilenetv2", num_classes=6)
+    with pytest.raises(InputError, match=r"has besides 1 tensors, 'aux.weight' first"):
+        load_torchvision_state(backbone, state | {"aux.weight": torch.zeros(1)})
+    resnet = torchvision.models.resnet18(weights=None).state_dict()
+    message = r"'layers.stem.conv1.weight' of shape \[64, 3, 7, 7\] instead of \[64, 3, 3, 3\]"
+    with pytest.raises(InputError, match=message):
+        load_torchvision_state(build_meta_backbone("resnet18"), resnet)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not weights", "weights.pth cannot be read as weights; give --pretrained a checkpoint"),
+        ([torch.zeros(1)], "weights.pth holds something else than a state dict"),
+        ({"epoch": 3}, "weights.pth holds something else than a state dict"),
+        ({"a": torch.tensor([torch.nan])}, "weights.pth has NaN or infinity in 'a'"),
+        (Path("code"), "weights.pth cannot be read as weights"),
+        (None, "There is no file .*weights.pth; check the path"),
+    ],
+    ids=["text", "list", "wrapped", "nan", "code", "missing"],
+)
+def test_what_is_no_file_of_weights_is_refused(
+    content: object, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=message):
+        read_pretrained(build_meta_backbone("resnet18"), "resnet18", path)
+
+
+def test_training_starts_from_the_weights_and_goes_on_without_the_file(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--dataset", f"imagefolder:{image_folder}"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["train", *data, *TINY, "--out", str(first)]) == 0
+    path = first / "checkpoint.safetensors"
+    start = ["--pretrained", str(path), "--learning-rate", "1e-12", "--weight-decay", "0"]
+    capsys.readouterr()
+    assert main(["train", *data, *TINY, *start, "--out", str(second)]) == 0
+    assert "starts fresh" not in capsys.readouterr().err
+    old, new = (load_checkpoint(run / "checkpoint.safetensors") for run in (first, second))
+    weight = "layers.stage3_block3.conv2.weight"
+    torch.testing.assert_close(old.backbone[weight], new.backbone[weight])
+    assert new.metadata.config["pretrained"] == "checkpoint.safetensors"
+    path.unlink()
+    assert main(["train", "--resume", str(second)]) == 0
+
+
+def test_a_fresh_classifier_is_said_on_stderr(
+    state: dict[str, Tensor],
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    options = ["--architecture", "mobilenetv2", "--pretrained", str(path), "--dry-run"]
+    assert main(["train", "--dataset", f"imagefolder:{image_folder}", *TINY, *options]) == 0
+    said = capsys.readouterr().err
+    assert "the classifier starts fresh, since weights.pth has not 2 classes." in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--pretrained", "nowhere.pth"], "There is no file nowhere.pth"),
+        (["--architecture", "vgg11"], "needs 32 pixels, not 16"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_folder_is_made(
+    options: list[str],
+    message: str,
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    data = ["--dataset", f"imagefolder:{image_folder}", "--out", str(out)]
+    assert main(["train", *data, *TINY, *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
