@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -158,14 +159,24 @@ def run_and_save(options: argparse.Namespace) -> None:
     """Run every measure, keep the study in a file, and print it."""
     _check_out(options.out)
     study = _run(options, ["cka", "probe"], title=options.title, out=str(options.out))
-    save_study(study, options.out)
+    try:
+        save_study(study, options.out)
+    except OSError as error:
+        _print_study(study, options)  # the disk may be full, but the work is done
+        raise OSError(error.errno, error.strerror, str(options.out)) from error
+    _print_study(study, options)
+    if not options.json:
+        print(f"\nstudy  {options.out}")
+
+
+def _print_study(study: Study, options: argparse.Namespace) -> None:
+    """Print a study as its document or its tables."""
     if options.json:
         print(json.dumps(study_record(study), allow_nan=False))
         return
     assert study.cka is not None
     tables = [cka_table(pair) for pair in _pairs(study.cka)]
     print("\n\n".join([_heading(study), *tables, probe_table(study.probes)]))
-    print(f"\nstudy  {options.out}")
 
 
 def _run(options: argparse.Namespace, measures: Sequence[str], **naming: Any) -> Study:
@@ -179,7 +190,7 @@ def _run(options: argparse.Namespace, measures: Sequence[str], **naming: Any) ->
         for name in ("train_samples", "penalty")
         if hasattr(options, name)
     }
-    with tqdm(dynamic_ncols=True, file=sys.stderr, leave=False) as bar:
+    with _progress_bar() as show:
         return run_study(
             models,
             dataset=options.dataset or common_dataset(models),
@@ -192,18 +203,38 @@ def _run(options: argparse.Namespace, measures: Sequence[str], **naming: Any) ->
             image_size=options.image_size,
             dataset_title=options.dataset_title,
             download=options.download,
-            progress=lambda progress: _show(bar, progress),
+            progress=show,
             **given,
             **naming,
         )
 
 
-def _show(bar: Any, progress: Progress) -> None:
-    """Move the bar; a new stage starts it again, and the time left is the bar's own estimate."""
-    if progress.done == 0:
-        bar.reset(total=progress.total)
-        bar.set_description(progress.stage)
-    bar.update(progress.done - bar.n)
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """Give what shows progress; no bar before the first stage, when the input was checked."""
+    bars: list[Any] = []
+
+    def show(progress: Progress) -> None:
+        """Move the bar; each stage has its own, and the time left is the bar's own estimate."""
+        if progress.done == 0:
+            for bar in bars:
+                bar.close()
+            bars[:] = [
+                tqdm(
+                    desc=progress.stage,
+                    total=progress.total,
+                    dynamic_ncols=True,
+                    file=sys.stderr,
+                    leave=False,
+                )
+            ]
+        bars[0].update(progress.done - bars[0].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def _check_out(path: Path) -> None:
@@ -214,8 +245,12 @@ def _check_out(path: Path) -> None:
         )
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent}; make it, or give another --out.")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"The folder {path.parent} may not be written to; give another --out.")
+    try:  # permission bits do not tell: root passes them, and /proc takes no files
+        tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent).close()
+    except OSError as error:
+        raise InputError(
+            f"The folder {path.parent} cannot be written to ({error.strerror}); give another --out."
+        ) from error
 
 
 def _complain(sentence: str, status: int) -> int:
@@ -230,7 +265,8 @@ def _failure(error: Exception) -> str:
         return f"Memory ran out ({first_line}); give a smaller --batch-size or --device cpu."
     if isinstance(error, OSError):
         reason = error.strerror or first_line
-        return f"A file could not be read or written ({reason}); nothing was saved, so try again."
+        name = error.filename or "A file"
+        return f"{name} could not be read or written ({reason}); nothing was saved, so try again."
     return f"The analysis failed ({first_line}); nothing was saved."
 
 

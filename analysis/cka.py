@@ -278,8 +278,8 @@ def cka(features_a: Any, features_b: Any, *, batch_size: int = 256) -> float:
     Mean over batches of HSIC_1(a, b) / sqrt(mean HSIC_1(a, a) * mean HSIC_1(b, b)).
 
     Args:
-        features_a: (N, ...) array or tensor; flattened to (N, D_a).
-        features_b: (N, ...) array or tensor of the same images in the same order.
+        features_a: (N, ...) array, tensor or nested lists; flattened to (N, D_a).
+        features_b: (N, ...) likewise, of the same images in the same order.
         batch_size: most images a batch. Shuffle class-sorted images before.
 
     Returns:
@@ -291,6 +291,7 @@ def cka(features_a: Any, features_b: Any, *, batch_size: int = 256) -> float:
 
     Source: Nguyen, Raghu and Kornblith 2021, equations 2 to 4.
     """
+    features_a, features_b = _with_images_axis(features_a), _with_images_axis(features_b)
     if features_a.shape[0] != features_b.shape[0]:
         raise ValueError(
             "CKA compares features of the same images, but there are "
@@ -308,6 +309,12 @@ def cka(features_a: Any, features_b: Any, *, batch_size: int = 256) -> float:
     for key, reason in result.undefined.items():
         raise ValueError(f"CKA is undefined for features_{key[0]}: {reason}")
     return float(result.values[0, 1])
+
+
+def _with_images_axis(features: Any) -> Any:
+    """Give features that have a shape, as they are or as an array; a lone number is one image."""
+    array = features if hasattr(features, "shape") else np.asarray(features)
+    return array if len(array.shape) else array.reshape(1)
 
 
 def _widened(features: Any) -> Any:

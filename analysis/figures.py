@@ -73,6 +73,7 @@ NO_REASON = "no reason was kept"
 NEUTRAL = "#6E8290"
 UNDEFINED = "rgba(128, 140, 148, 0.15)"
 FAINT = "rgba(128, 140, 148, 0.55)"
+SEPARATOR = "rgba(128, 140, 148, 0.85)"
 
 
 def rule_title(rule: str) -> str:
@@ -258,7 +259,7 @@ def _map_axis(layers: Sequence[str]) -> dict[str, object]:
 
 def _boundaries(rows: Sequence[str], columns: Sequence[str]) -> list[dict[str, object]]:
     """Thin lines between stages, over the map."""
-    line = {"color": "#FFFFFF", "width": 3}
+    line = {"color": SEPARATOR, "width": 2}
     horizontal = [
         {"type": "line", "x0": -0.5, "x1": len(columns) - 0.5, "y0": y, "y1": y, "line": line}
         for y in _stage_edges(rows)
@@ -353,7 +354,7 @@ def profile_curves(
     _style(figure, title)
     _similarity_axis(figure)
     figure.update_xaxes(**_depth_axis([pair.columns, pair.rows]))
-    figure.update_xaxes(title="layer of the other network")
+    figure.update_xaxes(title="layer compared with")
     return figure
 
 

@@ -119,8 +119,15 @@ class Registry:
                 return current
             if current is not None:
                 raise BusyError(f"{current.title} is still running; cancel it or wait for its end.")
-            job = self._jobs[key] = Job(key, title)
-        self._write(job)
+            job = Job(key, title)
+            try:
+                self._write(job)
+            except OSError as error:
+                raise OSError(
+                    f"{self.folder} cannot be written ({error.strerror}); free some space, or name "
+                    "another folder by AUGLOCAL_LIBRARY and start the app again."
+                ) from error
+            self._jobs[key] = job
         threading.Thread(target=self._run, args=(job, work, result), daemon=True).start()
         return job
 
@@ -141,8 +148,9 @@ class Registry:
         except Cancelled:
             state, message = CANCELLED, ""
         except Exception as error:
-            LOGGER.exception("job %s failed", job.key)
             state, message = FAILED, sentence(error)
+            expected = isinstance(error, (ValueError, OSError))
+            LOGGER.error("job %s failed: %s", job.key, message, exc_info=not expected)
         job.message, job.ended = message, time.monotonic()
         job.state = state
         with contextlib.suppress(OSError):

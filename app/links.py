@@ -35,14 +35,17 @@ def restore(name: str, default: Any, parse: Callable[[str], Any]) -> None:
 def restore_checkpoint(
     name: str, default: CheckpointFile, entries: Sequence[CheckpointFile]
 ) -> None:
-    """Give the choice of a checkpoint its first value; note a link to one that is not here."""
+    """Give the choice of a checkpoint its first value; note a link to one that is not here.
+
+    A choice that went away gives way to the default: the address still names it, but is no link.
+    """
     here = {entry.sha256 for entry in entries}
-    if st.session_state.get(name) not in here:
-        st.session_state.pop(name, None)
+    if name in st.session_state and st.session_state[name] not in here:
+        st.session_state[name] = default.sha256
 
     def parse(text: str) -> str | None:
         entry = by_prefix(entries, text)
-        _note_missing(entry is None)
+        _note_missing(bool(text) and entry is None)
         return entry.sha256 if entry else None
 
     restore(name, default.sha256, parse)
@@ -57,7 +60,7 @@ def restore_checkpoints(
         st.session_state[name] = [sha256 for sha256 in st.session_state[name] if sha256 in here]
 
     def parse(text: str) -> list[str] | None:
-        found = [by_prefix(entries, part) for part in text.split(",")]
+        found = [by_prefix(entries, part) for part in text.split(",") if part]
         _note_missing(None in found)
         return [entry.sha256 for entry in found if entry is not None] or None
 
@@ -82,20 +85,27 @@ def forget_missing() -> None:
 
 
 def remember(**values: object) -> None:
-    """Write choices into the address."""
-    for name, value in values.items():
-        if st.query_params.get(name) != str(value):
-            st.query_params[name] = str(value)
+    """Write choices into the address; an empty one leaves it.
+
+    All at once and only if something differs: every write is a step for the browser's Back.
+    """
+    before = st.query_params.to_dict()
+    after = {**before, **{name: str(value) for name, value in values.items()}}
+    after = {name: text for name, text in after.items() if text or name not in values}
+    if after != before:
+        st.query_params.from_dict(after)
 
 
 def remember_request(request: Request, **checkpoints: str | Sequence[str]) -> None:
     """Write a question into the address: checkpoints, data, number of images, seed, batches."""
-    for name, value in checkpoints.items():
-        sha256s = [value] if isinstance(value, str) else value
-        remember(**{name: ",".join(map(short, sha256s))})
-    remember(data=request.dataset, samples=request.samples, seed=request.seed)
+    values: dict[str, object] = {
+        name: ",".join(map(short, [value] if isinstance(value, str) else value))
+        for name, value in checkpoints.items()
+    }
+    values.update(data=request.dataset, samples=request.samples, seed=request.seed)
     if request.measure == "cka":
-        remember(batch_size=request.batch_size)
+        values["batch_size"] = request.batch_size
+    remember(**values)
 
 
 def short(sha256: str) -> str:

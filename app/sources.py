@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from analysis.errors import InputError
 from analysis.probes import ProbeResult
 from analysis.study import Study, StudyCheckpoint, load_study
 from app import jobs
+from auglocal.errors import writing
 from auglocal.files import file_sha256, write_whole
 
 if TYPE_CHECKING:
@@ -89,9 +91,8 @@ class Request:
     def key(self) -> str:
         """A name for this question that depends on the contents of the files only."""
         values = {**asdict(self), "sha256s": sorted(set(self.sha256s)), "penalty": PENALTY}
-        values["data"] = folder_fingerprint(self.dataset)
         text = json.dumps(values, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return folder_prefix(self.dataset) + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # ------------------------------------------------------------------------------------- folders
@@ -224,13 +225,17 @@ def keep_upload(name: str, content: bytes) -> CheckpointFile:
             "train without keeping the auxiliary networks."
         )
     sha256 = hashlib.sha256(content).hexdigest()
+    present = next((entry for entry in checkpoint_files()[0] if entry.sha256 == sha256), None)
+    if present is not None:
+        return present
     folder = library_folder() / "checkpoints"
     path = folder / f"{sha256}.safetensors"
     if not path.exists() and len(list(folder.glob("*.safetensors"))) >= MOST_UPLOADS:
         raise InputError(
             f"There are already {MOST_UPLOADS} uploaded checkpoints; delete one first."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     candidate = folder / f"{sha256}.candidate"
     try:
         write_whole(candidate, content)
@@ -242,6 +247,28 @@ def keep_upload(name: str, content: bytes) -> CheckpointFile:
     finally:
         candidate.unlink(missing_ok=True)
     return _open_checkpoint(path, True, {})
+
+
+def keep_study(content: bytes) -> Study:
+    """Check a study made elsewhere and keep a copy named by its checksum.
+
+    Raises:
+        ValueError: not a study that can be read; one sentence.
+        auglocal.errors.WorkError: the copy cannot be written.
+    """
+    folder = library_folder() / "studies"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    candidate = folder / f"{hashlib.sha256(content).hexdigest()}.candidate"
+    try:
+        write_whole(candidate, content)
+        study = load_study(candidate)
+        candidate.replace(candidate.with_suffix(".study.json"))
+    except ValueError as error:
+        raise InputError(str(error).replace(candidate.name, "The file")) from error
+    finally:
+        candidate.unlink(missing_ok=True)
+    return study
 
 
 def delete_upload(entry: CheckpointFile) -> None:
@@ -277,12 +304,12 @@ def _read_study(path: str, size: int, changed: int) -> Study:
     return load_study(path)
 
 
-def shipped_pairs() -> list[Study]:
-    """Shipped studies that the overview can show: CIFAR-10 before digits before others."""
+def pairs() -> list[Study]:
+    """Studies that the overview can show: CIFAR-10 before digits before others."""
     pairs = [
         file.study
         for file in study_files()
-        if file.shipped and file.study.cka and len(file.study.cka.models) > 1 and file.study.probes
+        if file.study.cka and len(file.study.cka.models) > 1 and file.study.probes
     ]
     order = {"CIFAR-10 (JPEG)": 0, "scikit-learn digits": 1}
     return sorted(pairs, key=lambda study: order.get(study.question.dataset_title, 2))
@@ -297,14 +324,16 @@ def find_study(request: Request) -> Study | None:
 
 
 def _answers(file: StudyFile, request: Request) -> bool:
-    """Whether a study holds the answers: by contents for folders, which may change on disk."""
-    if file.path.name == f"{request.key}.study.json":
-        return True
+    """Whether a study holds the answers, on the same images."""
     question = file.study.question
-    asked = (request.dataset, request.samples, request.seed)
-    if asked != (question.dataset, question.samples, question.seed):
+    if (request.samples, request.seed) != (question.samples, question.seed):
         return False
-    if not file.shipped and request.dataset.startswith(FOLDER_PREFIX):
+    is_folder = request.dataset.startswith(FOLDER_PREFIX)
+    if is_folder and not file.shipped:
+        # A folder may change on disk: its contents are in the file's name.
+        if not file.path.name.startswith(folder_prefix(request.dataset)):
+            return False
+    elif request.dataset != question.dataset:
         return False
     if not set(request.sha256s) <= {checkpoint.sha256 for checkpoint in question.checkpoints}:
         return False
@@ -321,6 +350,12 @@ def studies_of(sha256s: Sequence[str], measure: str) -> list[Study]:
         if set(sha256s) <= {checkpoint.sha256 for checkpoint in file.study.question.checkpoints}
         and (file.study.probes if measure == "probe" else file.study.cka)
     ]
+
+
+def command_of(study: Study, dataset: str) -> str:
+    """The command that redoes a study, with the path of an image folder as it is here."""
+    stored, here = (shlex.quote(name) for name in (study.question.dataset, dataset))
+    return study.provenance.command.replace(f"--dataset {stored} ", f"--dataset {here} ")
 
 
 def study_checkpoint(study: Study, sha256: str) -> StudyCheckpoint:
@@ -365,7 +400,7 @@ def narrowed(request: Request, entries: Sequence[CheckpointFile]) -> Request:
 def first_pair(entries: Sequence[CheckpointFile]) -> tuple[CheckpointFile, CheckpointFile]:
     """The pair to start with: that of the overview if it is here, else the first two."""
     by_sha256 = {entry.sha256: entry for entry in entries}
-    for study in shipped_pairs():
+    for study in pairs():
         pair = [by_sha256.get(entry.sha256) for entry in study.question.checkpoints[:2]]
         if pair[0] and pair[1]:
             return pair[0], pair[1]
@@ -384,16 +419,29 @@ def datasets_on_disk() -> dict[str, str]:
     return found
 
 
-def folder_fingerprint(dataset: str) -> str:
-    """Changes when files of an image folder come, go or change; empty for a named data set."""
-    if not dataset.startswith(FOLDER_PREFIX):
-        return ""
+def is_missing_folder(dataset: str) -> bool:
+    """Whether data is an image folder that is not on this machine."""
     root = Path(dataset.removeprefix(FOLDER_PREFIX)).expanduser()
-    digest = hashlib.sha256()
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        digest.update(f"{folder}{Path(folder).stat().st_mtime_ns}{len(files)}".encode())
-    return digest.hexdigest()
+    return dataset.startswith(FOLDER_PREFIX) and not (root / "train").is_dir()
+
+
+def folder_prefix(dataset: str) -> str:
+    """What names of results on an image folder start with; empty for a named data set."""
+    return f"{_folder_fingerprint(dataset)}-" if dataset.startswith(FOLDER_PREFIX) else ""
+
+
+@st.cache_data(ttl=10, max_entries=16, show_spinner=False)
+def _folder_fingerprint(dataset: str) -> str:
+    """Changes when images of a folder come, go or change; read anew after ten seconds."""
+    root = Path(dataset.removeprefix(FOLDER_PREFIX)).expanduser()
+    digest = hashlib.sha256(str(root.absolute()).encode())
+    for split in ("train", "test", "val"):
+        for folder in sorted(root.glob(f"{split}/*/")):
+            for file in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                status = file.stat()
+                digest.update(f"{folder.name}/{file.name}:{status.st_size}".encode())
+                digest.update(str(status.st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
 
 
 # ----------------------------------------------------------------------------------------- jobs
@@ -439,6 +487,10 @@ def _work(request: Request, entries: Sequence[CheckpointFile]) -> jobs.Work:
             batch_size=request.batch_size,
             measures=(request.measure,),
             penalty=PENALTY,
+            # Images of a folder are resized where they differ; equal ones stay as they are.
+            image_size=models[0].metadata.input_size[1]
+            if request.dataset.startswith(FOLDER_PREFIX)
+            else None,
             out=f"{request.measure}.study.json",
             progress=lambda step: report(step.stage, step.done, step.total),
             cancelled=cancelled,

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit import net_util
 
 from app import sources, widgets
 
 SIDEBAR = 208  # pixels; four short names need no more
 WIDEST = 1280  # pixels; longer lines are hard to read
+
+# A page elsewhere that tries our WebSocket is refused; without this, Streamlit asks a server on the
+# internet for this machine's address first.
+net_util.get_external_ip = lambda: None
 
 st.set_page_config(page_title="AugLocal", layout="wide", initial_sidebar_state=SIDEBAR)
 page = st.navigation(

@@ -198,14 +198,14 @@ def as_json(record: dict[str, Any]) -> str:
 def checkpoint_rows(
     entries: Sequence[tuple[CheckpointFile, CheckpointMetadata]],
 ) -> list[dict[str, object]]:
-    """Checkpoints as a table, one line each."""
+    """Checkpoints as a table, one line each; accuracy is a number in percent, so that it sorts."""
     return [
         {
             "Name": entry.name,
             "Rule": rule_title(entry.rule),
             "Architecture": metadata.architecture,
             "Data": metadata.dataset,
-            "Accuracy": metadata.accuracy["value"] if metadata.accuracy else None,
+            "Accuracy": 100 * metadata.accuracy["value"] if metadata.accuracy else None,
             "Epochs": metadata.epoch,
             "Seed": metadata.seed,
             "Size": size(entry.size),

@@ -9,6 +9,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from analysis.figures import CONFIG, checkpoint_label
+from analysis.study import Study
 from app import jobs, links, sources, texts
 from app.sources import CheckpointFile, Request
 
@@ -74,6 +75,7 @@ def pick_data(sha256s: Sequence[str], measure: str) -> str:
     links.restore("data", default, lambda text: _parse_data(text, titles))
     if st.session_state["data"] not in {*titles, FOLDER}:
         st.session_state["data"] = default
+        adopt_settings(sha256s, measure)
     chosen = st.selectbox(
         "Data",
         [*titles, FOLDER],
@@ -91,8 +93,17 @@ def _dataset_titles(sha256s: Sequence[str], measure: str) -> dict[str, str]:
     studied = {
         study.question.dataset: study.question.dataset_title
         for study in sources.studies_of(sha256s, measure)
+        if sources.find_study(_request_of(study, measure)) is study
     }
     return {**studied, **sources.datasets_on_disk()}
+
+
+def _request_of(study: Study, measure: str) -> Request:
+    """The question that a study answers; answers on a folder are found by the folder's path."""
+    question = study.question
+    sha256s = tuple(entry.sha256 for entry in question.checkpoints)
+    values = (question.dataset, question.samples, question.seed, question.batch_size)
+    return Request(measure, sha256s, *values)
 
 
 def _parse_data(text: str, titles: dict[str, str]) -> str | None:
@@ -184,6 +195,14 @@ def offer(request: Request, entries: Sequence[CheckpointFile], title: str, verb:
         if running.key == request.key:
             return
     _show_last(request.key)
+    if sources.is_missing_folder(request.dataset):
+        empty_state(
+            "The images are not here",
+            f"There is no folder {texts.plain(request.dataset.removeprefix(sources.FOLDER_PREFIX))}"
+            " with train/CLASS/\\* and test/CLASS/\\* on this machine; pick other data, or the "
+            "number of images, seed and batch size of a study that came with the project.",
+        )
+        return
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.markdown(f"Not computed yet for these choices, {request.samples:,} images.")
         st.button(

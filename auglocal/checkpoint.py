@@ -274,7 +274,7 @@ def _refuse_constant(name: str) -> None:
 
 def _bad_metadata(path: Path, name: str) -> InputError:
     return InputError(
-        f"The header of {path.name} has no valid {name!r}, so it was not opened; give a checkpoint "
+        f"{path.name} has no valid {name!r} in its header, so it was not opened; give a checkpoint "
         "that `auglocal train` wrote."
     )
 
@@ -364,11 +364,18 @@ def _check_backbone(
         if tensors[key].shape != expected[key].shape
         or (tensors[key].dtype in FLOAT_TYPES) != (expected[key].dtype in FLOAT_TYPES)
     ]
-    for what, keys in (("lacks", missing), ("has besides", unexpected), ("misshapes", mismatched)):
+    architecture = metadata.architecture
+    for verb, keys, trouble in (
+        ("lacks", missing, ""),
+        ("holds", unexpected, f" that a {architecture} does not have"),
+        ("holds", mismatched, " of another shape or type"),
+    ):
         if keys:
+            tensors_found = f"{len(keys)} tensor{'s' if len(keys) > 1 else ''}"
             raise InputError(
-                f"{path.name} says that it holds a {metadata.architecture} but {what} "
-                f"{len(keys)} of its tensors ({keys[0][:80]!r} first), so it was not opened."
+                f"{path.name} says that it is a {architecture} but {verb} {tensors_found}{trouble} "
+                f"({keys[0][:80]!r} first), so it was not opened; give a checkpoint that "
+                "`auglocal train` wrote."
             )
 
 

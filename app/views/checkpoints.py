@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -20,16 +20,21 @@ def draw_table(entries: Sequence[CheckpointFile]) -> None:
     st.dataframe(
         texts.checkpoint_rows(sources.with_metadata(entries)),
         hide_index=True,
-        key="checkpoint-table",
+        key=table_key(),
         on_select=lambda: clicked(entries),
         selection_mode="single-row",
-        column_config={"Accuracy": st.column_config.NumberColumn(format="percent")},
+        column_config={"Accuracy": st.column_config.NumberColumn(format="%.1f%%")},
     )
+
+
+def table_key() -> str:
+    """The table's key; another number is a table without a selected row."""
+    return f"checkpoint-table-{st.session_state.setdefault('table_number', 0)}"
 
 
 def clicked(entries: Sequence[CheckpointFile]) -> None:
     """Copy a clicked row to the box of details."""
-    rows = st.session_state["checkpoint-table"]["selection"]["rows"]
+    rows = st.session_state[table_key()]["selection"]["rows"]
     if rows and rows[0] < len(entries):
         st.session_state["checkpoint"] = entries[rows[0]].sha256
 
@@ -55,15 +60,20 @@ def draw_details(entry: CheckpointFile, metadata: CheckpointMetadata) -> None:
     """What a checkpoint says about itself; all of it text from a file."""
     left, right = widgets.side_by_side()
     with left:
-        st.dataframe(
-            texts.detail_rows(entry, metadata, sources.num_layers(metadata)),
-            hide_index=True,
-            height="content",
-        )
+        draw_rows(texts.detail_rows(entry, metadata, sources.num_layers(metadata)))
     with right:
-        st.dataframe(texts.config_rows(metadata), hide_index=True, height="content")
+        draw_rows(texts.config_rows(metadata))
     st.caption("SHA-256 of the file")
     st.code(entry.sha256, language=None)
+
+
+def draw_rows(rows: Sequence[Mapping[str, str]]) -> None:
+    """A table whose cells wrap; it reads markdown, so text from a file is made plain."""
+    st.table(
+        [{name: texts.plain(value) for name, value in row.items()} for row in rows],
+        border="horizontal",
+        hide_index=True,
+    )
 
 
 def draw_uses(entry: CheckpointFile) -> None:
@@ -74,7 +84,14 @@ def draw_uses(entry: CheckpointFile) -> None:
         if st.button("Use as B"):
             links.go("views/compare.py", b=entry.sha256)
         if entry.uploaded:
-            st.button("Delete", on_click=sources.delete_upload, args=(entry,))
+            st.button("Delete", on_click=delete, args=(entry,))
+
+
+def delete(entry: CheckpointFile) -> None:
+    """Delete an uploaded checkpoint and let go of its row."""
+    sources.delete_upload(entry)
+    links.forget_missing()
+    st.session_state["table_number"] += 1
 
 
 def receive() -> None:
@@ -91,6 +108,7 @@ def receive() -> None:
         return
     st.session_state["upload_message"] = (True, f"{entry.name} is ready to use.")
     st.session_state["checkpoint"] = entry.sha256
+    st.session_state["table_number"] = st.session_state.get("table_number", 0) + 1
 
 
 def draw_upload() -> None:

@@ -133,7 +133,7 @@ def draw_cell(
     figure = figures.profile_curves(
         pair,
         cell,
-        title="Both layers against all of the other network",
+        title="Both layers against all others",
         row_label=labels[0],
         column_label=labels[1],
         row_rule=ends[0].rule,
@@ -142,7 +142,7 @@ def draw_cell(
     widgets.chart(figure, "profile-chart", "Similarity of the chosen layers to all others")
 
 
-def draw(study: Study, entries: list[CheckpointFile]) -> None:
+def draw(study: Study, entries: list[CheckpointFile], dataset: str) -> None:
     """All that a study says about a pair."""
     side = pick_side(entries[0].sha256 == entries[1].sha256)
     ends = [sources.study_checkpoint(study, entries[end].sha256) for end in SIDES[side]]
@@ -158,10 +158,10 @@ def draw(study: Study, entries: list[CheckpointFile]) -> None:
             "Similarity of layers at the same depth",
         )
     st.caption(texts.interval_caption(pair))
-    draw_files(study, pair)
+    draw_files(study, pair, dataset)
 
 
-def draw_files(study: Study, pair: CKAPair) -> None:
+def draw_files(study: Study, pair: CKAPair, dataset: str) -> None:
     """What to take away: the study, the map as a table, the command."""
     with st.container(horizontal=True):
         st.download_button(
@@ -179,7 +179,7 @@ def draw_files(study: Study, pair: CKAPair) -> None:
             on_click="ignore",
         )
     st.caption("The same from a terminal:")
-    st.code(study.provenance.command, language=None, wrap_lines=True)
+    st.code(sources.command_of(study, dataset), language=None, wrap_lines=True)
 
 
 def page() -> None:
@@ -201,7 +201,7 @@ def page() -> None:
     links.remember_request(request, a=chosen[0].sha256, b=chosen[1].sha256)
     study = sources.find_study(request)
     if study is not None:
-        draw(study, chosen)
+        draw(study, chosen, dataset)
         return
     title = " and ".join(dict.fromkeys(entry.name for entry in chosen))
     distinct = list({entry.sha256: entry for entry in chosen}.values())

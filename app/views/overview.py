@@ -1,4 +1,4 @@
-"""The first page: a shipped pair, what is seen in it, its map and its probe curves."""
+"""The first page: a pair of networks, what is seen in it, its map and its probe curves."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import streamlit as st
 
 from analysis import figures
 from analysis.study import Study
-from app import links, sources, texts, widgets
+from app import jobs, links, sources, texts, widgets
+from auglocal.errors import WorkError
+
+MOST_MEGABYTES = 64
 
 
 def pick(studies: list[Study]) -> Study:
-    """One of the shipped pairs; no box where there is only one."""
+    """One of the pairs; no box where there is only one."""
     if len(studies) == 1:
         return studies[0]
-    names = {study.question.dataset_title: study for study in studies}
+    titles = [study.question.dataset_title for study in studies]
+    names = {
+        title if titles.count(title) == 1 else f"{title}: {study.title}": study
+        for title, study in zip(titles, studies, strict=True)
+    }
     links.restore("pair", next(iter(names)), lambda text: text if text in names else None)
     if st.session_state["pair"] not in names:
         st.session_state["pair"] = next(iter(names))
@@ -86,12 +93,41 @@ def draw_ways_on(study: Study) -> None:
             links.go("views/probes.py", models=sha256s, **settings)
 
 
+def receive() -> None:
+    """Check an uploaded study and keep it, or keep the sentence that says why not."""
+    file = st.session_state["study-upload"]
+    if file is None:
+        return
+    try:
+        study = sources.keep_study(file.getvalue())
+    except (ValueError, WorkError, OSError) as error:
+        st.session_state["study_message"] = (False, jobs.sentence(error))
+        return
+    st.session_state["study_message"] = (True, f"Kept: {study.title}.")
+
+
+def draw_upload() -> None:
+    """The door for studies made elsewhere."""
+    with st.expander("Open a study from a file"):
+        st.file_uploader(
+            "A study that `python -m analysis study` wrote (.study.json)",
+            type="json",
+            key="study-upload",
+            on_change=receive,
+            max_upload_size=MOST_MEGABYTES,
+            help="With CKA and probes of two networks or more; a copy stays on this machine.",
+        )
+        accepted, message = st.session_state.pop("study_message", (True, ""))
+        if message:
+            (st.success if accepted else st.error)(texts.plain(message))
+
+
 st.title("BP and AugLocal, layer by layer", anchor=False)
 st.markdown(
     "Two networks of one architecture, one trained end to end by backpropagation (BP), the other "
     "layer by layer with local losses (AugLocal): how do their layers differ?"
 )
-studies = sources.shipped_pairs()
+studies = sources.pairs()
 if studies:
     study = pick(studies)
     words, pictures = st.container(), st.container()
@@ -109,3 +145,4 @@ else:
         "A study of two checkpoints in the folder `checkpoints/` appears here. Upload checkpoints "
         "on the page Checkpoints, or train a pair with `python -m auglocal train`.",
     )
+draw_upload()

@@ -77,6 +77,7 @@ def page() -> None:
         chosen = pick(entries)
     links.show_missing()
     if not chosen:
+        links.remember(models="")
         widgets.empty_state("Nothing picked", "Pick one checkpoint or more to see its probes.")
         return
     sha256s = tuple(entry.sha256 for entry in chosen)

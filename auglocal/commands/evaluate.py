@@ -11,13 +11,27 @@ from typing import Any
 from tqdm import tqdm
 
 from auglocal.checkpoint import CheckpointMetadata, load_checkpoint
-from auglocal.commands.shared import DONE, add_config_options, given_config, report_skipped
+from auglocal.commands.shared import (
+    CHOICES,
+    DONE,
+    add_config_options,
+    given_config,
+    report_skipped,
+)
 from auglocal.config import TrainConfig
 from auglocal.data import SOURCES, Dataset, load_dataset
 from auglocal.device import choose_device
 from auglocal.errors import InputError
 from auglocal.evaluation import Accuracy, evaluate
 from auglocal.splits import Split
+
+# Where the options of a training run mean something else here, or have another default.
+HELP = {
+    "dataset": f"data to measure on: {', '.join(CHOICES['dataset'])} (default: the data that the "
+    "checkpoint was trained on)",
+    "image_size": "resize the images of a folder to this many pixels (default: the checkpoint's)",
+    "validation_samples": "training images held out as the validation split (digits 100, others 0)",
+}
 
 
 def add_evaluate(commands: Any) -> None:
@@ -29,10 +43,12 @@ def add_evaluate(commands: Any) -> None:
     )
     parser.set_defaults(command=run_evaluate)
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file")
-    parser.add_argument("--split", default="test", help="train, validation or test")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     names = ["dataset", "image_size", "dataset_title", "validation_samples", "skip_corrupt"]
-    add_config_options(parser, [*names, "data_folder", "device"])
-    parser.add_argument("--batch-size", type=int, default=500, help="images at a time")
+    add_config_options(parser, [*names, "data_folder", "device"], help_by_name=HELP)
+    parser.add_argument(
+        "--batch-size", type=int, default=500, help="images at a time (default: 500)"
+    )
     parser.add_argument("--download", action="store_true", help="fetch the data set if need be")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from auglocal.backbones.registry import build_meta_backbone
 from auglocal.commands.shared import DONE, add_config_options, given_config
 from auglocal.config import TrainConfig
 from auglocal.device import choose_device
@@ -52,7 +53,10 @@ def run_memory(options: argparse.Namespace) -> int:
     budget = None if options.budget is None else parse_bytes(options.budget)
     config = TrainConfig(**given_config(options))
     device = choose_device(config.device)
-    subject = Subject(config, options.num_classes, (3, options.size, options.size))
+    input_size = (3, options.size, options.size)
+    # Refuses images that are too small for it before a progress bar is shown.
+    build_meta_backbone(config.architecture, options.num_classes, input_size, config.width)
+    subject = Subject(config, options.num_classes, input_size)
     rows: list[dict[str, Any]] = []
     with tqdm(unit="step", file=sys.stderr, leave=False) as bar:
 

@@ -33,7 +33,10 @@ def train_with_progress(
     try:
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(tensorboard_log(folder)) if tensorboard else _log_nothing
-            bar = stack.enter_context(tqdm(unit="step", dynamic_ncols=True, file=sys.stderr))
+            # Any delay keeps the bar away until the first step: a saved state may yet be refused.
+            bar = stack.enter_context(
+                tqdm(unit="step", dynamic_ncols=True, file=sys.stderr, delay=1e-3)
+            )
             listener = Listener(
                 on_step=lambda report: _show_step(bar, report),
                 on_epoch=lambda metrics: _show_epoch(bar, config, metrics, log),

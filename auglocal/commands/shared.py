@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
@@ -62,8 +62,17 @@ def run_command(command: Callable[[], int], program: str) -> int:
         return INTERRUPTED
 
 
-def add_config_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Options made of TrainConfig's fields; those not given stay out of the parsed result."""
+def add_config_options(
+    parser: argparse.ArgumentParser,
+    names: Sequence[str],
+    *,
+    help_by_name: Mapping[str, str] | None = None,
+) -> None:
+    """Options made of TrainConfig's fields; those not given stay out of the parsed result.
+
+    `help_by_name` replaces the help, default included, of fields that a command reads otherwise.
+    """
+    own_help = help_by_name or {}
     types_by_name = get_type_hints(TrainConfig)
     for item in fields(TrainConfig):
         if item.name not in names:
@@ -82,7 +91,7 @@ def add_config_options(parser: argparse.ArgumentParser, names: Sequence[str]) ->
         elif kind is not bool:
             settings = {"type": kind, "metavar": kind.__name__.upper()}
         flag = f"--{item.name.replace('_', '-')}"
-        help_text = text.replace("%", "%%")
+        help_text = own_help.get(item.name, text).replace("%", "%%")
         parser.add_argument(flag, default=argparse.SUPPRESS, help=help_text, **settings)
 
 

@@ -300,6 +300,25 @@ def test_different_numbers_of_images_are_refused(rng):
         cka(rng.normal(size=(8, 5)), rng.normal(size=(9, 5)))
 
 
+def test_nested_lists_are_features_too(related):
+    x, y = related
+    assert cka(x.tolist(), y.tolist()) == pytest.approx(cka(x, y), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("features_a", "features_b", "message"),
+    [
+        ([1, 2], [3], "same images, but there are 2 of one and 1 of the other"),
+        ([1, 2], [3, 4], "at least 4 images in every batch, but 2 images"),
+        ([1, 2, 3, 4], [1, 2, 3, 4], r"shape \(N, ...\)"),
+        (1.0, np.float64(2), "at least 4 images in every batch, but 1 images"),
+    ],
+)
+def test_lists_and_numbers_that_are_no_features_are_refused(features_a, features_b, message):
+    with pytest.raises(ValueError, match=message):
+        cka(features_a, features_b)
+
+
 def test_a_result_without_batches_is_refused():
     with pytest.raises(ValueError, match="at least one batch"):
         CKAAccumulator({"m": ["x"]}).result()

@@ -224,11 +224,20 @@ def test_checkpoints_of_unknown_data_ask_for_the_option(pair, capsys, tmp_path, 
 def test_a_folder_that_may_not_be_written_is_refused_before_the_work(
     pair, capsys, tmp_path, monkeypatch, no_work
 ):
-    monkeypatch.setattr("os.access", lambda *arguments: False)
+    def refuse(**arguments):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
     out = tmp_path / "x.study.json"
     status, line = complain(["study", *pair, "--out", str(out)], capsys)
     assert status == 2
-    assert "may not be written to; give another --out" in line
+    sentence = f"{tmp_path} cannot be written to (Read-only file system); give another --out"
+    assert sentence in line
+
+
+def test_wrong_input_leaves_nothing_on_stderr_but_the_sentence(pair, capsys):
+    assert main(["cka", *pair, "--samples", "5000"]) == 2
+    assert capsys.readouterr().err.startswith("auglocal-analysis: 5,000 images of the test split")
 
 
 # ------------------------------------------------------------------------ failures while working
@@ -255,13 +264,19 @@ def test_failures_while_working_are_one_sentence(
     assert sentence in line
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_no_file(pair, capsys, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_sentence_after_the_tables_and_leaves_no_file(
+    pair, capsys, tmp_path, monkeypatch
+):
     def fail(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
     out = tmp_path / "x.study.json"
-    status, line = complain(["study", *pair, *FEW, "--out", str(out)], capsys)
-    assert status == 1
-    assert "(No space left on device); nothing was saved" in line
+    assert main(["study", *pair, *FEW, "--out", str(out)]) == 1
+    captured = capsys.readouterr()
+    assert "linear CKA, first and second\n" in captured.out
+    assert "linear probes, accuracy" in captured.out
+    assert f"study  {out}" not in captured.out
+    line = captured.err.splitlines()[-1]
+    assert f"{out} could not be read or written (No space left on device); nothing was" in line
     assert list(tmp_path.iterdir()) == []

@@ -13,8 +13,8 @@ def test_lists_shipped_checkpoints_with_what_they_say(open_app):
     table = app.dataframe[0].value
     assert list(table["Name"]) == ["auglocal-net", "bp-net"]
     assert list(table["Rule"]) == ["AugLocal", "BP"]
-    assert list(table["Accuracy"]) == [0.9, 0.9]
-    assert "resnet20, 10 layers" in list(app.dataframe[1].value["Value"])
+    assert list(table["Accuracy"]) == [90.0, 90.0]
+    assert texts.plain("resnet20, 10 layers") in list(app.table[0].value["Value"])
 
 
 def test_an_uploaded_checkpoint_is_checked_kept_and_deleted(open_app, tmp_path, add_net, library):
@@ -28,7 +28,11 @@ def test_an_uploaded_checkpoint_is_checked_kept_and_deleted(open_app, tmp_path, 
     assert app.selectbox(key="checkpoint").value == sha256
     assert "\\!\\[x\\]\\(http\\:a\\)" in app.success[0].value
     assert "uploaded" in list(app.dataframe[0].value["From"])
+    assert app.query_params["checkpoint"] == sha256[:12]
     next(button for button in app.button if button.label == "Delete").click().run()
+    assert not app.exception
+    assert not app.warning
+    assert app.query_params["checkpoint"] == app.selectbox(key="checkpoint").value[:12]
     assert not list((library / "checkpoints").iterdir())
     assert "uploaded" not in list(app.dataframe[0].value["From"])
 

@@ -203,3 +203,10 @@ def test_only_one_job_runs_at_a_time(tmp_path):
     with pytest.raises(jobs.BusyError, match="The first is still running"):
         registry.start("two", "The second", work, tmp_path / "b")
     release.set()
+
+
+def test_data_that_are_not_on_this_machine_are_said_to_be_missing(open_app, sha256s, tmp_path):
+    folder = tmp_path / "nowhere"
+    app = open_app("compare", a=sha256s[0], b=sha256s[1], data=f"imagefolder:{folder}", samples=40)
+    assert "The images are not here" in [heading.value for heading in app.subheader]
+    assert not [button for button in app.button if button.label == "Compare"]

@@ -356,6 +356,24 @@ def test_evaluate_asks_for_data_that_the_checkpoint_cannot_name(
     assert "not known by name here; give --dataset" in sentence(capsys)
 
 
+def test_evaluate_says_that_its_default_data_are_the_checkpoints_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "(default: the data that the checkpoint was trained on)" in said
+    assert "data to train on" not in said
+    assert "(default: digits)" not in said
+
+
+def test_memory_shows_no_progress_before_it_refuses_an_image_size(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["memory", "--architecture", "vgg11", "--image-size", "8"]) == 2
+    assert capsys.readouterr().err.startswith("auglocal: A VGG halves an image five times")
+
+
 def test_evaluate_refuses_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "nowhere.safetensors"]) == 2
     assert "There is no file nowhere.safetensors" in sentence(capsys)
