@@ -73,7 +73,7 @@ NO_REASON = "no reason was kept"
 NEUTRAL = "#6E8290"
 UNDEFINED = "rgba(128, 140, 148, 0.15)"
 FAINT = "rgba(128, 140, 148, 0.55)"
-SEPARATOR = "rgba(128, 140, 148, 0.85)"
+SEPARATOR = "rgba(255, 255, 255, 0.8)"
 
 
 def rule_title(rule: str) -> str:
