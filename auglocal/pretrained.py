@@ -152,7 +152,7 @@ def _fit(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> dict[s
     optional = {key for key in expected if key.endswith(BATCH_COUNTER)}  # old files lack them
     missing = sorted(expected.keys() - optional - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
-    for what, keys in (("lacks", missing), ("has besides", unexpected)):
+    for what, keys in (("lacks", missing), ("holds besides", unexpected)):
         if keys:
             raise _misfit(source, f"{what} {len(keys)} tensors, {keys[0][:80]!r} first")
     fresh = {

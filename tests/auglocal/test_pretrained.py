@@ -84,7 +84,7 @@ def test_a_state_of_another_architecture_is_refused(
 
 def test_a_state_with_more_or_other_tensors_is_refused(state: dict[str, Tensor]) -> None:
     backbone = build_meta_backbone("mobilenetv2", num_classes=6)
-    with pytest.raises(InputError, match=r"has besides 1 tensors, 'aux.weight' first"):
+    with pytest.raises(InputError, match=r"holds besides 1 tensors, 'aux.weight' first"):
         load_torchvision_state(backbone, state | {"aux.weight": torch.zeros(1)})
     resnet = torchvision.models.resnet18(weights=None).state_dict()
     message = r"'layers.stem.conv1.weight' of shape \[64, 3, 7, 7\] instead of \[64, 3, 3, 3\]"
