@@ -24,7 +24,7 @@ from auglocal.counters import FlopCounter, LiveGradients, SavedTensors, num_byte
 from auglocal.network import LocalNetwork
 from auglocal.recompute import recompute
 from auglocal.rules.registry import build_network
-from auglocal.training import State, make_state, memory_format, step_options, train_step
+from auglocal.step import State, make_state, memory_format, step_options, train_step
 
 BATCH_SIZES = (2, 3, 4)  # BatchNorm needs two images
 

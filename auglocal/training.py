@@ -13,15 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from auglocal.batches import (
-    Normalisation,
-    channel_statistics,
-    normalise,
-    num_batches,
-    training_batches,
-)
+from auglocal.batches import training_batches
 from auglocal.checkpoint import (
     CheckpointMetadata,
     package_versions,
@@ -29,11 +22,10 @@ from auglocal.checkpoint import (
     save_checkpoint,
 )
 from auglocal.config import TrainConfig
-from auglocal.data import Dataset, load_dataset
-from auglocal.device import choose_device
-from auglocal.errors import InputError, WorkError, writing
+from auglocal.errors import writing
 from auglocal.evaluation import Accuracy, evaluate, evaluate_blocks
-from auglocal.network import OUTPUT_BLOCK, LocalNetwork
+from auglocal.material import Material
+from auglocal.network import OUTPUT_BLOCK
 from auglocal.pretrained import load_pretrained
 from auglocal.randomness import derive_seed
 from auglocal.resumption import check_same_run, describe_run, thread_warnings
@@ -47,83 +39,19 @@ from auglocal.runs import (
     save_state,
 )
 from auglocal.schedule import SCHEDULES
-from auglocal.splits import Split
+from auglocal.step import (
+    State,
+    check_losses,
+    make_state,
+    memory_format,
+    pack_state,
+    step_options,
+    train_step,
+    unpack_state,
+)
 
 # Reading a loss off an accelerator waits for it; NaN is looked for this often, and at epoch ends.
 STEPS_BETWEEN_CHECKS = 20
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class DeviceSplit:
-    """A split on the device: images uint8 (N, C, H, W) and labels int64 (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run learns from, and how its images are normalised."""
-
-    dataset: Dataset
-    splits: dict[str, DeviceSplit]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def num_classes(self) -> int:
-        """K."""
-        return len(self.dataset.classes)
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        channels, height, width = self.splits["train"].images.shape[1:]
-        return channels, height, width
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """How its images are normalised."""
-        return Normalisation(self.mean, self.std)
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Images uint8 (N, C, H, W) -> normalised float32 of the same shape."""
-        return normalise(pixels, self.mean, self.std)
-
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches in one pass over the training images."""
-        return num_batches(len(self.splits["train"].images), batch_size)
-
-
-@dataclass
-class State:
-    """What carries over from step to step.
-
-    Attributes:
-        epoch: epochs completed.
-        step: steps done of the epoch in progress.
-        losses, correct: (B,) sums over the epoch's images, by block, on the device.
-        images: images seen in the epoch.
-        seconds: time spent in the epoch's steps.
-        best: highest validation accuracy so far.
-    """
-
-    network: LocalNetwork
-    optimizer: torch.optim.Optimizer
-    losses: Tensor
-    correct: Tensor
-    epoch: int = 0
-    step: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    best: float | None = None
-
-    def reset_sums(self) -> None:
-        """Begin an epoch's sums."""
-        self.losses.zero_()
-        self.correct.zero_()
-        self.step, self.images, self.seconds = 0, 0, 0.0
 
 
 @dataclass(frozen=True)
@@ -197,45 +125,6 @@ def train(config: TrainConfig, material: Material, folder: RunFolder, listener: 
     return True
 
 
-def prepare_material(config: TrainConfig, *, download: bool) -> Material:
-    """Load the data onto the device.
-
-    Args:
-        config: names data and device.
-        download: fetch the data set if it is not there.
-
-    Raises:
-        InputError: the device or the data is not there, or the data cannot be learned from.
-        WorkError: a download failed.
-    """
-    device = choose_device(config.device)
-    dataset = load_dataset(
-        config.dataset,
-        folder=config.data_folder,
-        download=download,
-        image_size=config.image_size,
-        title=config.dataset_title,
-        validation_samples=config.validation_samples,
-        skip_corrupt=config.skip_corrupt,
-    )
-    splits = {name: _to_device(split, device) for name, split in dataset.splits.items()}
-    images = splits["train"].images
-    if num_batches(len(images), config.batch_size) == 0:
-        raise InputError(f"{dataset.title} has too few training images to learn from.")
-    if splits["test"].images.shape[1:] != images.shape[1:]:
-        raise InputError(
-            f"Training and test images of {dataset.title} differ in size; give --image-size."
-        )
-    mean, std = dataset.mean, dataset.std
-    if mean is None or std is None:
-        mean, std = channel_statistics(images)
-    return Material(dataset, splits, mean, std)
-
-
-def _to_device(split: Split, device: torch.device) -> DeviceSplit:
-    return DeviceSplit(split.images.to(device), split.labels.to(device))
-
-
 def prepare_state(config: TrainConfig, material: Material, saved: dict[str, Any] | None) -> State:
     """A fresh network and optimizer, or those that were saved."""
     network = build_network(
@@ -253,60 +142,6 @@ def prepare_state(config: TrainConfig, material: Material, saved: dict[str, Any]
     if saved is not None:
         unpack_state(state, saved)
     return state
-
-
-def make_state(config: TrainConfig, network: LocalNetwork, device: torch.device) -> State:
-    """A network on its device, with a fresh optimizer."""
-    network = network.to(device).to(memory_format=memory_format(config))
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-    )
-    losses = torch.zeros(len(network.blocks), device=device)
-    return State(network, optimizer, losses, torch.zeros_like(losses))
-
-
-def memory_format(config: TrainConfig) -> torch.memory_format:
-    """Layout of images and weights."""
-    return torch.channels_last if config.channels_last else torch.contiguous_format
-
-
-def pack_state(state: State) -> dict[str, Any]:
-    """Tensors and plain values that `unpack_state` reads back."""
-    return {
-        "epoch": state.epoch,
-        "step": state.step,
-        "images": state.images,
-        "seconds": state.seconds,
-        "best": state.best,
-        "losses": state.losses,
-        "correct": state.correct,
-        "network": state.network.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-    }
-
-
-def unpack_state(state: State, saved: dict[str, Any]) -> None:
-    """Put back what `pack_state` gave.
-
-    Raises:
-        InputError: it belongs to another network.
-    """
-    try:
-        state.network.load_state_dict(saved["network"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.losses.copy_(saved["losses"])
-        state.correct.copy_(saved["correct"])
-        for name in ("epoch", "step", "images", "seconds", "best"):
-            setattr(state, name, saved[name])
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise InputError(
-            "The saved state does not fit the run's configuration; restore its config.json, or "
-            "start again with --overwrite."
-        ) from error
 
 
 def run_epoch(
@@ -347,78 +182,6 @@ def run_epoch(
         listener.on_step(_step_report(config, state, steps_per_epoch, read=check))
     check_losses(state)
     return True
-
-
-def train_step(
-    state: State,
-    images: Tensor,
-    labels: Tensor,
-    rate: float,
-    precision: torch.dtype = torch.float32,
-    *,
-    recompute: bool = False,
-    step_per_block: bool = False,
-) -> None:
-    """One batch: every block's loss backward at once, then a step of the optimizer.
-
-    Args:
-        state: its network, optimizer and sums change.
-        images: normalised, float, (N, C, H, W).
-        labels: int64, (N,).
-        rate: learning rate of this step.
-        precision: of the forward passes, see `LocalNetwork.local_losses`.
-        recompute: as `recompute_blocks` there.
-        step_per_block: step a block's weights right after its backward. No block's weights are in
-            another's loss, so the result is that of one step at the end.
-    """
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    state.optimizer.zero_grad(set_to_none=True)
-    losses, correct = [], []
-    for _, loss, logits in state.network.local_losses(
-        images, labels, precision, recompute_blocks=recompute
-    ):
-        loss.backward()  # type: ignore[no-untyped-call]
-        if step_per_block:
-            _apply_gradients(state.optimizer)
-        losses.append(loss.detach())
-        correct.append((logits.argmax(dim=1) == labels).sum())
-    _apply_gradients(state.optimizer)
-    state.losses += torch.stack(losses) * len(labels)
-    state.correct += torch.stack(correct)
-    state.images += len(labels)
-    state.step += 1
-
-
-def _apply_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Step the parameters that have a gradient, and free it; the others stay as they are."""
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def step_options(config: TrainConfig) -> dict[str, Any]:
-    """How a run takes its steps: the options of `train_step`."""
-    return {
-        "precision": PRECISIONS[config.precision],
-        "recompute": config.recompute,
-        "step_per_block": config.step_per_block,
-    }
-
-
-def check_losses(state: State) -> None:
-    """Stop a run whose loss is no number; the first such block is where it began.
-
-    Raises:
-        WorkError: naming the block.
-    """
-    finite = torch.isfinite(state.losses).tolist()
-    if all(finite):
-        return
-    name = state.network.block_names[finite.index(False)]
-    raise WorkError(
-        f"The loss of block {name} became NaN or infinite in epoch {state.epoch + 1}, step "
-        f"{state.step}; start again with a smaller --learning-rate (the last good state is kept)."
-    )
 
 
 def _step_report(

@@ -11,9 +11,10 @@ from typing import Any
 from tqdm import tqdm
 
 from auglocal.config import TrainConfig
+from auglocal.material import Material
 from auglocal.runs import RunFolder
 from auglocal.tensorboard_log import tensorboard_log
-from auglocal.training import Listener, Material, StepReport, train
+from auglocal.training import Listener, StepReport, train
 
 
 def train_with_progress(

@@ -19,6 +19,7 @@ from auglocal.commands.shared import (
 )
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError
+from auglocal.material import Material, prepare_material
 from auglocal.series import (
     Series,
     check_seeds,
@@ -29,7 +30,6 @@ from auglocal.series import (
     summary_table,
     write_summary,
 )
-from auglocal.training import Material, prepare_material
 
 
 def check_new_seeds(options: argparse.Namespace) -> None:

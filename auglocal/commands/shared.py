@@ -16,11 +16,11 @@ from auglocal.backbones.registry import BACKBONES, build_meta_backbone
 from auglocal.config import MAY_CHANGE, TrainConfig
 from auglocal.data import SOURCES, Dataset
 from auglocal.errors import InputError, WorkError
+from auglocal.material import Material
 from auglocal.pretrained import has_classifier, read_pretrained
 from auglocal.recipe import read_recipe
 from auglocal.rules.auglocal import LOCAL_LOSSES
 from auglocal.rules.registry import RULES
-from auglocal.training import Material
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 CHOICES = {

@@ -24,17 +24,13 @@ from auglocal.commands.shared import (
 )
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError
+from auglocal.material import Material, prepare_material
 from auglocal.plan import make_plan
 from auglocal.runs import RunFolder, create_run, open_run, read_metrics
 from auglocal.series import is_series
+from auglocal.step import step_options, train_step
 from auglocal.tensorboard_log import require_tensorboard
-from auglocal.training import (
-    Material,
-    prepare_material,
-    prepare_state,
-    step_options,
-    train_step,
-)
+from auglocal.training import prepare_state
 
 
 def add_train(commands: Any) -> None:

@@ -12,6 +12,7 @@ from auglocal.checkpoint import load_checkpoint
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError, WorkError
 from auglocal.files import file_sha256
+from auglocal.material import prepare_material
 from auglocal.runs import (
     RunFolder,
     create_run,
@@ -20,7 +21,8 @@ from auglocal.runs import (
     read_metrics,
     save_state,
 )
-from auglocal.training import Listener, prepare_material, prepare_state, train, train_step
+from auglocal.step import train_step
+from auglocal.training import Listener, prepare_state, train
 
 
 @pytest.fixture

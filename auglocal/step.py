@@ -1,0 +1,171 @@
+"""One training step: a batch in, every block's weights moved, and the epoch's sums with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auglocal.config import TrainConfig
+from auglocal.errors import InputError, WorkError
+from auglocal.network import LocalNetwork
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class State:
+    """What carries over from step to step.
+
+    Attributes:
+        epoch: epochs completed.
+        step: steps done of the epoch in progress.
+        losses, correct: (B,) sums over the epoch's images, by block, on the device.
+        images: images seen in the epoch.
+        seconds: time spent in the epoch's steps.
+        best: highest validation accuracy so far.
+    """
+
+    network: LocalNetwork
+    optimizer: torch.optim.Optimizer
+    losses: Tensor
+    correct: Tensor
+    epoch: int = 0
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+
+    def reset_sums(self) -> None:
+        """Begin an epoch's sums."""
+        self.losses.zero_()
+        self.correct.zero_()
+        self.step, self.images, self.seconds = 0, 0, 0.0
+
+
+def make_state(config: TrainConfig, network: LocalNetwork, device: torch.device) -> State:
+    """A network on its device, with a fresh optimizer."""
+    network = network.to(device).to(memory_format=memory_format(config))
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+    )
+    losses = torch.zeros(len(network.blocks), device=device)
+    return State(network, optimizer, losses, torch.zeros_like(losses))
+
+
+def memory_format(config: TrainConfig) -> torch.memory_format:
+    """Layout of images and weights."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
+def pack_state(state: State) -> dict[str, Any]:
+    """Tensors and plain values that `unpack_state` reads back."""
+    return {
+        "epoch": state.epoch,
+        "step": state.step,
+        "images": state.images,
+        "seconds": state.seconds,
+        "best": state.best,
+        "losses": state.losses,
+        "correct": state.correct,
+        "network": state.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+    }
+
+
+def unpack_state(state: State, saved: dict[str, Any]) -> None:
+    """Put back what `pack_state` gave.
+
+    Raises:
+        InputError: it belongs to another network.
+    """
+    try:
+        state.network.load_state_dict(saved["network"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.losses.copy_(saved["losses"])
+        state.correct.copy_(saved["correct"])
+        for name in ("epoch", "step", "images", "seconds", "best"):
+            setattr(state, name, saved[name])
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise InputError(
+            "The saved state does not fit the run's configuration; restore its config.json, or "
+            "start again with --overwrite."
+        ) from error
+
+
+def train_step(
+    state: State,
+    images: Tensor,
+    labels: Tensor,
+    rate: float,
+    precision: torch.dtype = torch.float32,
+    *,
+    recompute: bool = False,
+    step_per_block: bool = False,
+) -> None:
+    """One batch: every block's loss backward at once, then a step of the optimizer.
+
+    Args:
+        state: its network, optimizer and sums change.
+        images: normalised, float, (N, C, H, W).
+        labels: int64, (N,).
+        rate: learning rate of this step.
+        precision: of the forward passes, see `LocalNetwork.local_losses`.
+        recompute: as `recompute_blocks` there.
+        step_per_block: step a block's weights right after its backward. No block's weights are in
+            another's loss, so the result is that of one step at the end.
+    """
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.zero_grad(set_to_none=True)
+    losses, correct = [], []
+    for _, loss, logits in state.network.local_losses(
+        images, labels, precision, recompute_blocks=recompute
+    ):
+        loss.backward()  # type: ignore[no-untyped-call]
+        if step_per_block:
+            _apply_gradients(state.optimizer)
+        losses.append(loss.detach())
+        correct.append((logits.argmax(dim=1) == labels).sum())
+    _apply_gradients(state.optimizer)
+    state.losses += torch.stack(losses) * len(labels)
+    state.correct += torch.stack(correct)
+    state.images += len(labels)
+    state.step += 1
+
+
+def _apply_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Step the parameters that have a gradient, and free it; the others stay as they are."""
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def step_options(config: TrainConfig) -> dict[str, Any]:
+    """How a run takes its steps: the options of `train_step`."""
+    return {
+        "precision": PRECISIONS[config.precision],
+        "recompute": config.recompute,
+        "step_per_block": config.step_per_block,
+    }
+
+
+def check_losses(state: State) -> None:
+    """Stop a run whose loss is no number; the first such block is where it began.
+
+    Raises:
+        WorkError: naming the block.
+    """
+    finite = torch.isfinite(state.losses).tolist()
+    if all(finite):
+        return
+    name = state.network.block_names[finite.index(False)]
+    raise WorkError(
+        f"The loss of block {name} became NaN or infinite in epoch {state.epoch + 1}, step "
+        f"{state.step}; start again with a smaller --learning-rate (the last good state is kept)."
+    )
