@@ -79,6 +79,11 @@ class TrainConfig:
         False,
         "step a block's weights right after its backward, and free its gradients: same result",
     )
+    compile: bool = option(False, "compile blocks with torch.compile (a minute or more at first)")
+    cuda_graph: bool = option(True, "CUDA: record a training step once, and replay it")
+    block_threads: int = option(
+        1, "CPU: train so many blocks at the same time, a thread each; more memory, the same result"
+    )
     seed: int = option(0, "decides weights, order and augmentation")
     pretrained: str | None = option(
         None, "start from these weights: a checkpoint, or torchvision's (.safetensors, .pth)"
@@ -130,12 +135,21 @@ class TrainConfig:
 WEIGHT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What may differ when a run goes on: where and in how much memory it computes, and where its data
 # lies, not what it learns.
-MAY_CHANGE = ("device", "data_folder", "recompute", "step_per_block")
+MAY_CHANGE = (
+    "device",
+    "data_folder",
+    "recompute",
+    "step_per_block",
+    "compile",
+    "cuda_graph",
+    "block_threads",
+)
 PRECISION_NAMES = ("fp32", "bf16")
 DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 SMALLEST = {
     "epochs": 1,
     "batch_size": 2,
+    "block_threads": 1,
     "momentum": 0,
     "weight_decay": 0,
     "validation_samples": 0,

@@ -67,23 +67,43 @@ class LocalNetwork(nn.Module):
         Yields:
             (block name, loss (scalar), detached logits (N, K)), input to output.
         """
-        layers = list(self.backbone.layers.values())
         features = images
-        for block_name, block in zip(self.block_names, self.blocks):
-            features = features.detach()
-            # Entered anew for each block: a yield inside it would leak autocast into the caller.
-            with torch.autocast(images.device.type, precision, precision != torch.float32):
-                part = nn.Sequential(*(layers[index] for index in block))
-                features = recompute(part, features) if recompute_blocks else part(features)
-                loss, logits = self._local_loss(block_name, features, images, labels)
+        for index, block_name in enumerate(self.block_names):
+            features = self.run_block(
+                index, features.detach(), precision, recompute_block=recompute_blocks
+            )
+            loss, logits = self.block_loss(index, features, images, labels, precision)
             yield block_name, loss, logits.detach()
 
-    def _local_loss(
-        self, block_name: str, features: Tensor, images: Tensor, labels: Tensor
+    def run_block(
+        self,
+        index: int,
+        features: Tensor,
+        precision: torch.dtype = torch.float32,
+        *,
+        recompute_block: bool = False,
+    ) -> Tensor:
+        """Output of the block at `index` for its input; other arguments as in `local_losses`."""
+        layers = list(self.backbone.layers.values())
+        part = nn.Sequential(*(layers[layer_index] for layer_index in self.blocks[index]))
+        # Entered anew each time: a yield inside it would leak autocast into the caller.
+        with torch.autocast(features.device.type, precision, precision != torch.float32):
+            output: Tensor = recompute(part, features) if recompute_block else part(features)
+        return output
+
+    def block_loss(
+        self,
+        index: int,
+        features: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        precision: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor]:
-        """Loss and logits of a block from its output."""
-        if block_name != OUTPUT_BLOCK:
-            loss, logits = self.auxiliaries[block_name](features, images, labels)
-            return loss, logits
-        logits = self.backbone.head(features).float()
-        return functional.cross_entropy(logits, labels), logits
+        """Loss (scalar) and logits (N, K) of the block at `index` from its output."""
+        block_name = self.block_names[index]
+        with torch.autocast(features.device.type, precision, precision != torch.float32):
+            if block_name != OUTPUT_BLOCK:
+                loss, logits = self.auxiliaries[block_name](features, images, labels)
+                return loss, logits
+            logits = self.backbone.head(features).float()
+            return functional.cross_entropy(logits, labels), logits

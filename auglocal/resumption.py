@@ -10,13 +10,19 @@ from typing import Any
 
 import torch
 
+from auglocal.acceleration import uses_block_threads
 from auglocal.config import MAY_CHANGE, TrainConfig
 from auglocal.errors import InputError
 
 
 def describe_run(config: TrainConfig) -> dict[str, Any]:
     """What resume.pt records besides the state, as plain values."""
-    return {"config": config.portable(), "threads": torch.get_num_threads()}
+    return {"config": config.portable(), "threads": computing_threads(config)}
+
+
+def computing_threads(config: TrainConfig) -> int:
+    """Threads that compute one operation: the order of its sums depends on them."""
+    return 1 if uses_block_threads(config) else torch.get_num_threads()
 
 
 def check_same_run(config: TrainConfig, saved: Mapping[str, Any]) -> None:
@@ -44,9 +50,9 @@ def check_same_run(config: TrainConfig, saved: Mapping[str, Any]) -> None:
             )
 
 
-def thread_warnings(saved: Mapping[str, Any]) -> Iterator[str]:
-    """A sentence if the saved run computed with another number of threads than this process."""
-    before, now = saved.get("threads"), torch.get_num_threads()
+def thread_warnings(config: TrainConfig, saved: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence if the saved run computed with another number of threads than this one will."""
+    before, now = saved.get("threads"), computing_threads(config)
     if before is not None and before != now:
         yield (
             f"Warning: this run computed with {before} threads so far and goes on with {now}; its "

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from auglocal.concurrency import BlockThreads
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError, WorkError
 from auglocal.network import LocalNetwork
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# Where PyTorch moves all weights of a step in one kernel.
+FUSED_DEVICES = ("cpu", "cuda")
 
 
 @dataclass
@@ -54,6 +58,7 @@ def make_state(config: TrainConfig, network: LocalNetwork, device: torch.device)
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.momentum > 0,
+        fused=device.type in FUSED_DEVICES,
     )
     losses = torch.zeros(len(network.blocks), device=device)
     return State(network, optimizer, losses, torch.zeros_like(losses))
@@ -108,6 +113,7 @@ def train_step(
     *,
     recompute: bool = False,
     step_per_block: bool = False,
+    threads: BlockThreads | None = None,
 ) -> None:
     """One batch: every block's loss backward at once, then a step of the optimizer.
 
@@ -120,11 +126,48 @@ def train_step(
         recompute: as `recompute_blocks` there.
         step_per_block: step a block's weights right after its backward. No block's weights are in
             another's loss, so the result is that of one step at the end.
+        threads: train blocks at the same time on these; with neither of the two options before.
     """
-    for group in state.optimizer.param_groups:
+    set_rate(state.optimizer, rate)
+    if threads is None:
+        move_weights(
+            state, images, labels, precision, recompute=recompute, step_per_block=step_per_block
+        )
+    else:
+        state.optimizer.zero_grad(set_to_none=True)
+        results = threads.backward(state.network, images, labels, precision)
+        _apply_gradients(state.optimizer)
+        _add_sums(state, labels, *zip(*results, strict=True))
+    count_step(state, len(labels))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
+    """Give every parameter this learning rate."""
+    for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def count_step(state: State, num_images: int) -> None:
+    """Note that a step was done."""
+    state.images += num_images
+    state.step += 1
+
+
+def move_weights(
+    state: State,
+    images: Tensor,
+    labels: Tensor,
+    precision: torch.dtype,
+    *,
+    recompute: bool,
+    step_per_block: bool,
+) -> None:
+    """The part of `train_step` that computes on the device, and nothing that asks it for a value.
+
+    Args: as there; the learning rate is the optimizer's.
+    """
     state.optimizer.zero_grad(set_to_none=True)
-    losses, correct = [], []
+    losses, logits_by_block = [], []
     for _, loss, logits in state.network.local_losses(
         images, labels, precision, recompute_blocks=recompute
     ):
@@ -132,12 +175,17 @@ def train_step(
         if step_per_block:
             _apply_gradients(state.optimizer)
         losses.append(loss.detach())
-        correct.append((logits.argmax(dim=1) == labels).sum())
+        logits_by_block.append(logits)
     _apply_gradients(state.optimizer)
-    state.losses += torch.stack(losses) * len(labels)
-    state.correct += torch.stack(correct)
-    state.images += len(labels)
-    state.step += 1
+    _add_sums(state, labels, losses, logits_by_block)
+
+
+def _add_sums(
+    state: State, labels: Tensor, losses: Sequence[Tensor], logits: Sequence[Tensor]
+) -> None:
+    """Add a batch's losses and right answers, by block, to the epoch's."""
+    state.losses += torch.stack(list(losses)) * len(labels)
+    state.correct += torch.stack([(block.argmax(dim=1) == labels).sum() for block in logits])
 
 
 def _apply_gradients(optimizer: torch.optim.Optimizer) -> None:

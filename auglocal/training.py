@@ -6,6 +6,7 @@ in resume.pt; so a run that was killed and resumed ends as the run that was not.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 
+from auglocal.acceleration import Stepper, plain_modules
 from auglocal.batches import training_batches
 from auglocal.checkpoint import (
     CheckpointMetadata,
@@ -45,8 +47,6 @@ from auglocal.step import (
     make_state,
     memory_format,
     pack_state,
-    step_options,
-    train_step,
     unpack_state,
 )
 
@@ -106,7 +106,7 @@ def train(config: TrainConfig, material: Material, folder: RunFolder, listener: 
         check_same_run(config, saved)
     state = prepare_state(config, material, saved)
     if saved is not None and state.losses.device.type == "cpu":
-        for warning in thread_warnings(saved):
+        for warning in thread_warnings(config, saved):
             listener.on_warning(warning)
     remove_leftovers(folder.path)
     cut_metrics(folder, state.epoch)
@@ -115,13 +115,16 @@ def train(config: TrainConfig, material: Material, folder: RunFolder, listener: 
             save_snapshot(config, material, state, folder, measure(config, material, state))
         save_run_state(folder, config, state)
     steps_per_epoch = material.steps_per_epoch(config.batch_size)
-    while state.epoch < config.epochs:
-        finished = run_epoch(config, material, state, listener, steps_per_epoch)
-        if not finished:
-            save_run_state(folder, config, state)
-            return False
-        metrics = close_epoch(config, material, state, folder, steps_per_epoch)
-        listener.on_epoch(metrics)
+    stepper = Stepper(config, state, listener.on_warning)
+    with contextlib.closing(stepper):
+        while state.epoch < config.epochs:
+            finished = run_epoch(config, material, state, listener, steps_per_epoch, stepper)
+            if not finished:
+                save_run_state(folder, config, state)
+                return False
+            with plain_modules():
+                metrics = close_epoch(config, material, state, folder, steps_per_epoch)
+            listener.on_epoch(metrics)
     return True
 
 
@@ -150,6 +153,7 @@ def run_epoch(
     state: State,
     listener: Listener,
     steps_per_epoch: int,
+    stepper: Stepper,
 ) -> bool:
     """Train to the end of the epoch in progress; False when the listener asked to stop."""
     train_split = material.splits["train"]
@@ -174,7 +178,7 @@ def run_epoch(
         # Dropout and the like draw from the global generator.
         torch.manual_seed(derive_seed(config.seed, "step", state.epoch, state.step))
         images = material.normalise(pixels).to(memory_format=memory_format(config))
-        train_step(state, images, labels, rate, **step_options(config))
+        stepper.step(images, labels, rate)
         state.seconds += time.perf_counter() - started
         check = state.step % STEPS_BETWEEN_CHECKS == 0
         if check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -10,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from auglocal.acceleration import Stepper
 from auglocal.commands.progress import train_with_progress
 from auglocal.commands.seeds import check_new_seeds, resume_seeds, train_seeds
 from auglocal.commands.shared import (
@@ -28,7 +30,7 @@ from auglocal.material import Material, prepare_material
 from auglocal.plan import make_plan
 from auglocal.runs import RunFolder, create_run, open_run, read_metrics
 from auglocal.series import is_series
-from auglocal.step import step_options, train_step
+from auglocal.step import memory_format
 from auglocal.tensorboard_log import require_tensorboard
 from auglocal.training import prepare_state
 
@@ -174,11 +176,16 @@ def _seconds_per_step(config: TrainConfig, material: Material) -> float:
     split = material.splits["train"]
     state = prepare_state(config, material, None)
     pixels, labels = split.images[: config.batch_size], split.labels[: config.batch_size]
-    images = material.normalise(pixels)
+    images = material.normalise(pixels).to(memory_format=memory_format(config))
     seconds = []
-    for _ in range(4):
-        started = time.perf_counter()
-        train_step(state, images, labels, 0.0, **step_options(config))
-        state.losses.tolist()  # waits for an accelerator
-        seconds.append(time.perf_counter() - started)
+    with contextlib.closing(Stepper(config, state, _warn)) as stepper:
+        for _ in range(4):
+            started = time.perf_counter()
+            stepper.step(images, labels, 0.0)
+            state.losses.tolist()  # waits for an accelerator
+            seconds.append(time.perf_counter() - started)
     return min(seconds[1:])
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -187,7 +187,7 @@ def test_a_gpu_out_of_memory_says_what_to_do(
     def run_out(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("auglocal.training.train_step", run_out)
+    monkeypatch.setattr("auglocal.acceleration.train_step", run_out)
     assert main(["train", *data, *TINY, "--out", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().err
     assert "smaller --batch-size (python -m auglocal memory says" in said.splitlines()[-1]

@@ -42,7 +42,7 @@ def test_a_state_from_before_a_field_was_there_passes() -> None:
 
 def test_only_another_number_of_threads_is_worth_a_warning() -> None:
     threads = torch.get_num_threads()
-    assert list(thread_warnings({"threads": threads})) == []
-    assert list(thread_warnings({})) == []
-    (warning,) = thread_warnings({"threads": threads + 1})
+    assert list(thread_warnings(TrainConfig(), {"threads": threads})) == []
+    assert list(thread_warnings(TrainConfig(), {})) == []
+    (warning,) = thread_warnings(TrainConfig(), {"threads": threads + 1})
     assert f"set OMP_NUM_THREADS={threads + 1}" in warning

@@ -234,7 +234,7 @@ def test_a_nan_loss_names_the_block_where_it_began_and_keeps_the_last_good_state
         return train_step(state, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("auglocal.training.train_step", poison)
+        patch.setattr("auglocal.acceleration.train_step", poison)
         with pytest.raises(WorkError, match="block stage2_block1 became NaN .* epoch 2"):
             train(config, material, RunFolder(path), Listener())
     kept = load_state(RunFolder(path))
