@@ -17,6 +17,8 @@ IntArray = npt.NDArray[np.integer[Any]]
 
 # Columns widened to float64 at a time: the copy never grows with the layer.
 BLOCK_COLUMNS = 4096
+# Of the largest feature; eigenvectors of products are not exact to the last digit.
+RELATIVE_ROUNDING = 1e-9
 NOT_FINITE = "its features are not all finite numbers, or too large to multiply"
 CONSTANT = "its features are the same for every image, so there is nothing to compare"
 
@@ -74,6 +76,18 @@ def usable_matrix(features: Any, *, smallest: int = 3) -> FloatArray:
     if (matrix == matrix[0]).all():
         raise UndefinedError(CONSTANT)
     return matrix
+
+
+def some_images(matrix: FloatArray, images: IntArray) -> FloatArray:
+    """Take some images, given by index, of a matrix that was computed rather than given.
+
+    Raises:
+        UndefinedError: but for rounding, they are all the same.
+    """
+    part = matrix[images]
+    if np.abs(part - part[0]).max() <= RELATIVE_ROUNDING * np.abs(matrix).max():
+        raise UndefinedError(CONSTANT)
+    return part
 
 
 def centred(matrix: FloatArray) -> FloatArray:

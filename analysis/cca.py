@@ -13,11 +13,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from analysis.arrays import FloatArray, IntArray, UndefinedError, centred, principal, usable_matrix
+from analysis.arrays import (
+    FloatArray,
+    IntArray,
+    UndefinedError,
+    centred,
+    principal,
+    some_images,
+    usable_matrix,
+)
 
 CAUTION = (
-    "intervals of CCA show how much the value scatters, not how far overfitting raises it: where "
-    "the chance level is high, the value for many images lies below them"
+    "intervals of CCA show how much the value scatters at this number of images, rather too wide, "
+    "not how far overfitting raises it: where the chance level is high, more images give less"
 )
 
 
@@ -76,7 +84,7 @@ class SVCCA:
 
     def restrict(self, prepared: Directions, images: IntArray) -> Directions:
         """Prepare some of the images anew, given by index."""
-        return self._directions(usable_matrix((prepared.left * prepared.sizes)[images]))
+        return self._directions(some_images(prepared.left * prepared.sizes, images))
 
     def compare(self, prepared_a: Directions, prepared_b: Directions) -> float:
         """Give the mean canonical correlation, in [0, 1]."""
@@ -119,8 +127,8 @@ class PWCCA:
     it would be 1 whatever the layers are.
 
     Source: Morcos, Raghu and Bengio 2018 (Insights on representational similarity with canonical
-    correlation), equation 3. Their code takes the weights of whichever layer kept fewer
-    directions; here they are A's always.
+    correlation), section 3 on projection weighting. Their code takes the weights of whichever
+    layer kept fewer directions; here they are A's always.
     """
 
     title: ClassVar[str] = "Projection-weighted CCA"
@@ -149,7 +157,7 @@ class PWCCA:
 
     def restrict(self, prepared: Neurons, images: IntArray) -> Neurons:
         """Prepare some of the images anew, given by index."""
-        return self.prepare((prepared.left @ prepared.loadings)[images])
+        return self.prepare(some_images(prepared.left @ prepared.loadings, images))
 
     def compare(self, prepared_a: Neurons, prepared_b: Neurons) -> float:
         """Give the weighted mean of the correlations, in [0, 1]."""

@@ -6,31 +6,25 @@ both layers agree on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from analysis.arrays import FloatArray, IntArray, UndefinedError, usable_matrix
-from analysis.rsa import cosine, squared_euclidean
-
-DISTANCES: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "cosine": cosine,
-    "euclidean": squared_euclidean,
-}
-INVARIANCES = {
-    "cosine": "rotation of either layer's features, and the scale of each image",
-    "euclidean": "shift, rotation and isotropic scaling of either layer's features",
-}
+from analysis.rsa import ALL_EQUAL, DISSIMILARITIES
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhoods:
-    """Distances of a layer's images (N, N), and who is a neighbour of whom, (N, N) in [0, 1]."""
+    """Dissimilarities of a layer's images (N, N), and who is whose neighbour, (N, N) in [0, 1].
 
-    distances: FloatArray
+    `rounding` is the difference up to which dissimilarities are equal.
+    """
+
+    square: FloatArray
     members: FloatArray
+    rounding: float
 
 
 @dataclass(frozen=True)
@@ -43,14 +37,14 @@ class MutualNeighbours:
 
     Args:
         num_neighbours: k, at least 1 and below N - 1.
-        distance: "cosine" or "euclidean".
+        dissimilarity: "cosine", "correlation" or "euclidean" ("squared-euclidean" is the same).
 
     Source: Huh, Cheung, Wang and Isola 2024 (The platonic representation hypothesis), appendix A,
     with k = 10 and cosine on features as they are; ties are ours.
     """
 
     num_neighbours: int = 10
-    distance: str = "cosine"
+    dissimilarity: str = "cosine"
 
     title: ClassVar[str] = "Mutual nearest neighbours"
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -58,8 +52,8 @@ class MutualNeighbours:
     symmetric: ClassVar[bool] = True
     sample_limit: ClassVar[int] = 2000
     interval_caution: ClassVar[str] = (
-        "intervals of neighbour overlap are rough: leaving images out lets others move up among "
-        "the nearest, so that the parts do not measure quite what the whole does"
+        "intervals of neighbour overlap are rough, too wide rather than too narrow: where images "
+        "are left out, others move up among the nearest"
     )
 
     def __post_init__(self) -> None:
@@ -67,24 +61,27 @@ class MutualNeighbours:
             raise ValueError(
                 f"the number of neighbours must be at least 1, but it is {self.num_neighbours}"
             )
-        if self.distance not in DISTANCES:
+        if self.dissimilarity not in DISSIMILARITIES:
             raise ValueError(
-                f"distance must be one of {', '.join(DISTANCES)}, but it is {self.distance!r}"
+                f"dissimilarity must be one of {', '.join(DISSIMILARITIES)}, but it is "
+                f"{self.dissimilarity!r}"
             )
 
     @property
     def invariances(self) -> tuple[str, ...]:
         """What leaves the value as it is."""
-        return (INVARIANCES[self.distance],)
+        return (DISSIMILARITIES[self.dissimilarity].invariance,)
 
     def prepare(self, features: Any) -> Neighbourhoods:
         """Find a layer's neighbours, once; (N, ...) features, N >= k + 2."""
         matrix = usable_matrix(features, smallest=self.num_neighbours + 2)
-        return self._neighbourhoods(DISTANCES[self.distance](matrix))
+        kind = DISSIMILARITIES[self.dissimilarity]
+        square = kind.between(matrix)
+        return self._neighbourhoods(square, kind.rounding(square))
 
     def restrict(self, prepared: Neighbourhoods, images: IntArray) -> Neighbourhoods:
         """Keep some of the images, given by index, and find their neighbours among them."""
-        return self._neighbourhoods(prepared.distances[np.ix_(images, images)])
+        return self._neighbourhoods(prepared.square[np.ix_(images, images)], prepared.rounding)
 
     def compare(self, prepared_a: Neighbourhoods, prepared_b: Neighbourhoods) -> float:
         """Give the mean overlap, in [0, 1]."""
@@ -95,17 +92,18 @@ class MutualNeighbours:
         """Tell what the same features score on average once one layer's images are shuffled."""
         return self.num_neighbours / (len(prepared_a.members) - 1)
 
-    def _neighbourhoods(self, distances: FloatArray) -> Neighbourhoods:
+    def _neighbourhoods(self, square: FloatArray, rounding: float) -> Neighbourhoods:
         """Give each image its k nearest; those tied for the last places share them."""
-        if len(distances) < self.num_neighbours + 2:
+        count = self.num_neighbours
+        if len(square) < count + 2:
             raise UndefinedError(
-                f"{self.num_neighbours} neighbours need at least {self.num_neighbours + 2} images, "
-                f"and there are {len(distances)}"
+                f"{count} neighbours need at least {count + 2} images, and there are {len(square)}"
             )
-        others = distances.copy()
+        others = square.copy()
         np.fill_diagonal(others, np.inf)
-        last = np.partition(others, self.num_neighbours - 1, axis=1)
-        last = last[:, self.num_neighbours - 1 : self.num_neighbours]
-        nearer, tied = others < last, others == last
-        places = self.num_neighbours - nearer.sum(axis=1, keepdims=True)
-        return Neighbourhoods(distances, nearer + tied * (places / tied.sum(axis=1, keepdims=True)))
+        if square.max() - others.min() <= rounding:
+            raise UndefinedError(ALL_EQUAL)
+        last = np.partition(others, count - 1, axis=1)[:, count - 1 : count]
+        nearer, tied = others < last - rounding, np.abs(others - last) <= rounding
+        places = (count - nearer.sum(axis=1)) / tied.sum(axis=1)
+        return Neighbourhoods(square, nearer + tied * places[:, None], rounding)

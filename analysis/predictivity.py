@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from analysis.arrays import FloatArray, IntArray, rotated, usable_matrix
+from analysis.arrays import FloatArray, IntArray, rotated, some_images, usable_matrix
 
 # Decades around the total variance of the predictors: from nearly none to next to nothing left.
 PENALTIES = tuple(10.0**exponent for exponent in range(-7, 2))
@@ -66,7 +66,7 @@ class LinearPredictivity:
         seed: decides which image is in which fold.
 
     Source: Yamins et al. 2014 (Performance-optimized hierarchical models), for predictivity;
-    Golub, Heath and Wahba 1979, equation 1.4, for generalised cross-validation.
+    Golub, Heath and Wahba 1979 (Generalized cross-validation) for the choice of the penalty.
     """
 
     penalties: tuple[float, ...] = PENALTIES
@@ -104,7 +104,7 @@ class LinearPredictivity:
 
     def restrict(self, prepared: Predictors, images: IntArray) -> Predictors:
         """Keep some of the images, given by index, each in its fold."""
-        features = usable_matrix(prepared.features[images])
+        features = some_images(prepared.features, images)
         return Predictors(features, prepared.fold_by_image[images])
 
     def compare(self, prepared_a: Predictors, prepared_b: Predictors) -> float:

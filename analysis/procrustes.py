@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from analysis.arrays import FloatArray, IntArray, principal, usable_matrix
+from analysis.arrays import FloatArray, IntArray, principal, some_images, usable_matrix
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Procrustes:
         form: "distance", "angle" or "similarity".
 
     Source: Ding, Denain and Steinhardt 2021 (Grounding representation similarity), section 2;
-    Williams, Kunz, Kornblith and Linderman 2021 (Generalized shape metrics), equation 4 for the
+    Williams, Kunz, Kornblith and Linderman 2021 (Generalized shape metrics), section 2, for the
     angle.
     """
 
@@ -77,8 +77,8 @@ class Procrustes:
     symmetric: ClassVar[bool] = True
     sample_limit: ClassVar[int] = 1000
     interval_caution: ClassVar[str] = (
-        "intervals of Procrustes show how much the value scatters, not how far few images make "
-        "layers look alike: where the chance level is high, the value for many images lies outside"
+        "intervals of Procrustes show how much the value scatters at this number of images, not "
+        "how far few images make layers look alike: see the chance level"
     )
 
     def __post_init__(self) -> None:
@@ -108,7 +108,7 @@ class Procrustes:
 
     def restrict(self, prepared: Shape, images: IntArray) -> Shape:
         """Prepare some of the images anew, given by index."""
-        return self.prepare(prepared.features[images])
+        return self.prepare(some_images(prepared.features, images))
 
     def compare(self, prepared_a: Shape, prepared_b: Shape) -> float:
         """Give the distance, angle or similarity."""

@@ -14,9 +14,9 @@ import numpy as np
 
 from analysis.arrays import FloatArray, IntArray, UndefinedError, products, usable_matrix
 
-# Dissimilarities that differ by less than this part of the scale of 1 are rounding errors.
+# Dissimilarities closer than this part of the largest are equal but for rounding.
 ROUNDING = 1e-12
-ALL_EQUAL = "all its pairs of images are equally dissimilar, so there is nothing to correlate"
+ALL_EQUAL = "all its pairs of images are equally dissimilar, so there is nothing to compare"
 
 
 def squared_euclidean(matrix: FloatArray) -> FloatArray:
@@ -63,17 +63,33 @@ def _one_minus_cosine(inner: FloatArray) -> FloatArray:
     return 1 - inner / lengths[:, None] / lengths[None, :]
 
 
-DISSIMILARITIES: dict[str, Callable[[FloatArray], FloatArray]] = {
-    "correlation": correlation,
-    "cosine": cosine,
-    "euclidean": euclidean,
-    "squared-euclidean": squared_euclidean,
-}
-INVARIANCES = {
-    "correlation": "scaling of either layer, and a shift and scale of each image's features",
-    "cosine": "rotation of either layer's features, and the scale of each image",
-    "euclidean": "shift, rotation and isotropic scaling of either layer's features",
-    "squared-euclidean": "shift, rotation and isotropic scaling of either layer's features",
+@dataclass(frozen=True)
+class Dissimilarity:
+    """A way to tell two images apart, what leaves it as it is, and the scale that it is exact to.
+
+    `scale` is 1 where values are 1 minus a cosine, however small they come out, and 0 where they
+    are exact to their own size.
+    """
+
+    between: Callable[[FloatArray], FloatArray]
+    invariance: str
+    scale: float
+
+    def rounding(self, values: FloatArray) -> float:
+        """Give the difference up to which values are equal."""
+        return ROUNDING * max(float(values.max()), self.scale)
+
+
+_RIGID = "shift, rotation and isotropic scaling of either layer's features"
+DISSIMILARITIES = {
+    "correlation": Dissimilarity(
+        correlation, "scaling of either layer, and a shift and scale of each image's features", 1
+    ),
+    "cosine": Dissimilarity(
+        cosine, "rotation of either layer's features, and the scale of each image", 1
+    ),
+    "euclidean": Dissimilarity(euclidean, _RIGID, 0),
+    "squared-euclidean": Dissimilarity(squared_euclidean, _RIGID, 0),
 }
 COMPARISONS = {
     "spearman": "monotone transforms of either layer's dissimilarities",
@@ -86,11 +102,13 @@ COMPARISONS = {
 class Dissimilarities:
     """A layer's dissimilarities (N, N), and the upper triangle (N (N - 1) / 2,) as compared.
 
-    `standard` holds values (pearson, kendall) or ranks (spearman), of mean 0 and norm 1.
+    `standard` holds values (pearson) or ranks (spearman, kendall), of mean 0 and norm 1, and
+    `rounding` is the difference up to which dissimilarities are equal.
     """
 
     square: FloatArray
     standard: FloatArray
+    rounding: float
 
 
 @dataclass(frozen=True)
@@ -133,16 +151,18 @@ class RSA:
     @property
     def invariances(self) -> tuple[str, ...]:
         """What leaves the value as it is."""
-        return INVARIANCES[self.dissimilarity], COMPARISONS[self.comparison]
+        return DISSIMILARITIES[self.dissimilarity].invariance, COMPARISONS[self.comparison]
 
     def prepare(self, features: Any) -> Dissimilarities:
         """Find a layer's dissimilarities, once; (N, ...) features, N >= 3."""
         matrix = usable_matrix(features)
-        return self._standardised(DISSIMILARITIES[self.dissimilarity](matrix))
+        kind = DISSIMILARITIES[self.dissimilarity]
+        square = kind.between(matrix)
+        return self._standardised(square, kind.rounding(square))
 
     def restrict(self, prepared: Dissimilarities, images: IntArray) -> Dissimilarities:
         """Keep some of the images, given by index."""
-        return self._standardised(prepared.square[np.ix_(images, images)])
+        return self._standardised(prepared.square[np.ix_(images, images)], prepared.rounding)
 
     def compare(self, prepared_a: Dissimilarities, prepared_b: Dissimilarities) -> float:
         """Give the correlation, in [-1, 1]."""
@@ -156,19 +176,22 @@ class RSA:
         """Tell what the same features score on average once one layer's images are shuffled: 0."""
         return 0.0
 
-    def _standardised(self, square: FloatArray) -> Dissimilarities:
-        """Take the upper triangle, as ranks for Spearman, to mean 0 and norm 1."""
+    def _standardised(self, square: FloatArray, rounding: float) -> Dissimilarities:
+        """Take the upper triangle, as ranks but for Pearson, to mean 0 and norm 1."""
         upper = square[np.triu_indices(len(square), 1)]
-        if len(upper) < 3 or np.ptp(upper) <= ROUNDING * max(upper.max(), self._scale):
+        if np.ptp(upper) <= rounding:
             raise UndefinedError(ALL_EQUAL)
-        if self.comparison == "spearman":
-            from scipy.stats import rankdata  # slow to import, and readers of results need none
-
-            upper = rankdata(upper)
+        if self.comparison != "pearson":
+            upper = ranks(upper, rounding)
         upper = upper - upper.mean()
-        return Dissimilarities(square, upper / np.linalg.norm(upper))
+        return Dissimilarities(square, upper / np.linalg.norm(upper), rounding)
 
-    @property
-    def _scale(self) -> float:
-        """What dissimilarities are rounded against: 1 where they are 1 - cosine, else their own."""
-        return 1.0 if self.dissimilarity in ("correlation", "cosine") else 0.0
+
+def ranks(values: FloatArray, rounding: float) -> FloatArray:
+    """Rank values from 1; those that only rounding tells apart share their mean rank."""
+    order = np.argsort(values)
+    ties = np.concatenate([[0], (np.diff(values[order]) > rounding).cumsum()])
+    counts = np.bincount(ties)
+    result = np.empty(len(values))
+    result[order] = (counts.cumsum() - (counts - 1) / 2)[ties]
+    return result

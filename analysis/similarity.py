@@ -85,8 +85,8 @@ class SimilarityResult:
 
     `values`, `standard_errors`, `low`, `high` and `chance` have the shape (L_a, L_b), NaN where
     undefined or not asked for. `undefined` says why by "a/layer", "b/layer" or "layer|layer" of
-    one pair. `chance` is about what the same features score with one layer's images shuffled
-    (never more alike than that on average). `low` and `high` bound a 95% interval (delete-one-group
+    one pair. `chance` is what the same features score at most, on average, with one layer's
+    images shuffled (for PWCCA about that). `low` and `high` bound a 95% interval (delete-one-group
     jackknife over `groups` random parts of the images, Student t); they are symmetric about the
     value and may leave the measure's range. `samples` images were compared; where those are fewer
     than were given, they were drawn with `seed`, and `notes` says so.
@@ -171,8 +171,11 @@ def similarity_map(
     bootstrap, because repeated images are each other's nearest neighbours, at distance 0, and add
     no dimension. It takes `groups` times longer than the values. Trust it for RSA and linear
     predictivity. With CCA and Procrustes it measures the scatter at this number of images, not the
-    bias that few images bring (see `chance`); with neighbour overlap it is rough. Intervals cover
-    the choice of images, not of training runs.
+    bias that few images bring (see `chance`); with CCA and neighbour overlap it is too wide, for
+    these also change with the number of images and of directions kept. (In trials at 200 images,
+    20 features and 10 groups, 95% intervals covered the mean of draws of that size in 0.92 to 0.97
+    for RSA, 0.97 Procrustes, 0.98 predictivity, 0.99 neighbours and CCA, whose standard errors
+    were 1.2 to 1.5 times too large.) Intervals cover the choice of images, not of training runs.
 
     Args:
         features_by_layer_a: (N, ...) features by layer name, the rows; arrays or tensors.
