@@ -50,7 +50,7 @@ class MutualNeighbours:
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     direction: ClassVar[str] = "higher is more alike"
     symmetric: ClassVar[bool] = True
-    sample_limit: ClassVar[int] = 2000
+    sample_limit: ClassVar[int] = 1000
     interval_caution: ClassVar[str] = (
         "intervals of neighbour overlap are rough, too wide rather than too narrow: where images "
         "are left out, others move up among the nearest"

@@ -35,7 +35,7 @@ class Measure(Protocol):
 
     `range` bounds its values, `direction` says which way is alike, `invariances` what leaves the
     value as it is; `symmetric` whether both layers may change places. `sample_limit` is the most
-    images that it compares in sensible time and memory (some 10 N^2 bytes a layer), and
+    images that it compares in sensible time and memory (at most 16 N^2 bytes a layer), and
     `interval_caution` why jackknife intervals need care, or "".
     """
 
