@@ -102,7 +102,7 @@ def feature_norms(features: Any) -> FeatureNorms:
 
 def zero_fractions(features: FloatArray) -> FloatArray:
     """Fraction of zeros in each row of (N, D), (N,)."""
-    return (features == 0).mean(axis=1, dtype=np.float64)
+    return np.asarray((features == 0).mean(axis=1, dtype=np.float64))
 
 
 def sparseness_by_image(features: FloatArray) -> FloatArray:

@@ -300,7 +300,7 @@ def nearest_class_mean_of(
     own = np.searchsorted(present, labels), counts[labels]
     # Without itself an image is n / (n - 1) times as far from the mean of its n.
     squares[np.arange(len(rows)), own[0]] *= (own[1] / (own[1] - 1)) ** 2
-    return present[squares.argmin(axis=1)]
+    return np.asarray(present[squares.argmin(axis=1)])
 
 
 def _check_classes(sums: Moments) -> None:

@@ -113,7 +113,9 @@ class GeometryAccumulator:
         batch = layer_sums(
             features,
             class_labels(np.zeros(count, np.int64) if labels is None else labels, count),
-            _checked_indices(np.arange(start, start + count) if indices is None else indices, count),
+            _checked_indices(
+                np.arange(start, start + count) if indices is None else indices, count
+            ),
             self._options,
         )
         if so_far is not None:
@@ -334,8 +336,10 @@ def _check_widths(layer: str, mine: LayerSums, other: LayerSums) -> None:
         )
 
 
-def _checked_indices(indices: Any, count: int) -> IntArray:
-    """Indices (n,) as int64."""
+def _checked_indices(indices: Any, start: int, count: int) -> IntArray:
+    """Indices (n,) as int64; counted on from `start` if None."""
+    if indices is None:
+        return np.arange(start, start + count)
     array = np.asarray(indices.cpu() if hasattr(indices, "cpu") else indices)
     if array.shape != (count,) or array.dtype.kind not in "iu":
         raise ValueError(f"{count} images need as many whole numbers as indices, one each")

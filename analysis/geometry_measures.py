@@ -40,7 +40,7 @@ from analysis.moments import (
 from analysis.spectrum import (
     CONFIDENCE,
     effective_rank_of,
-    neighbour_distances,
+    nearest_two,
     participation_ratio_of,
     squared_distances,
     two_nn_of,
@@ -153,7 +153,8 @@ GEOMETRY_MEASURES: dict[str, GeometryMeasure] = {
         None,
         "lower: more collapsed",
         "tr(S_W S_B^+) / K: the scatter of images about the mean of their class, measured along "
-        "the class means' own directions in units of the scatter of these means.",
+        "the class means' own directions in units of the scatter of these means. With few images a "
+        "class, chance differences of the means lower it.",
         f"{PAPYAN}, figure 6",
     ),
     "nc2_norms": GeometryMeasure(
@@ -464,7 +465,7 @@ def _estimate(
 
 def _two_nn(reading: Reading) -> Answer:
     features = reading.sums.sample.features
-    found = two_nn_of(neighbour_distances(features), len(features))
+    found = two_nn_of(nearest_two(features), len(features))
     return Estimate(found.value, found.samples, found.standard_error, found.low, found.high)
 
 

@@ -63,7 +63,7 @@ class Moments:
     def total(self) -> FloatArray:
         """Scatter about the mean of all images, (D, D): sum (x - mean) (x - mean)^T."""
         whole = self.sums.sum(axis=0)
-        return self.second - np.outer(whole, whole) / self.samples
+        return np.asarray(self.second - np.outer(whole, whole) / self.samples)
 
     def within(self) -> FloatArray:
         """Scatter about the mean of each image's class, (D, D)."""
@@ -75,7 +75,7 @@ class Moments:
         """Means of the K' classes that have images, less the mean of these means, (K', D)."""
         present = self.counts > 0
         means = self.sums[present] / self.counts[present][:, None]
-        return means - means.mean(axis=0)
+        return np.asarray(means - means.mean(axis=0))
 
 
 def matrix(features: Any) -> FloatArray:
@@ -170,7 +170,7 @@ def centred(features: FloatArray) -> FloatArray:
     rows = features.astype(np.float64) - features[0]
     # Off the first image before the mean is taken: no digits are lost far from zero.
     rows -= rows.mean(axis=0)
-    return rows
+    return np.asarray(rows)
 
 
 def centred_products(features: FloatArray) -> FloatArray:
