@@ -113,9 +113,7 @@ class GeometryAccumulator:
         batch = layer_sums(
             features,
             class_labels(np.zeros(count, np.int64) if labels is None else labels, count),
-            _checked_indices(
-                np.arange(start, start + count) if indices is None else indices, count
-            ),
+            _checked_indices(indices, start, count),
             self._options,
         )
         if so_far is not None:
