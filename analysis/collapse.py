@@ -320,4 +320,4 @@ def _distinct_means(sums: Moments) -> FloatArray:
 
 def _spread(sums: Moments) -> float:
     """Root mean square length of the features, off the common point."""
-    return float(np.sqrt(np.trace(sums.second) / sums.samples))
+    return float(np.sqrt(max(np.trace(sums.second), 0) / sums.samples))

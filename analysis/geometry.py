@@ -3,27 +3,22 @@
 In: features of each layer, whole or batch after batch, and labels. Out: a `GeometryResult` with a
 value, a standard error and a 95% interval by measure and layer. What adds up over images is
 summed (spectra of pooled features, class means, norms, zeros); what needs whole images rests on
-a seeded sample of them. `geometry_measures.GEOMETRY_MEASURES` says what each measure means.
+a seeded sample of them. `geometry_measures` says what each measure means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from analysis.geometry_measures import (
-    FEWEST_GROUPS,
-    GEOMETRY_MEASURES,
-    Answer,
-    Classifier,
-    Reading,
-    measure_layer,
-)
+from analysis.geometry_layer import FEWEST_GROUPS, Answer, Classifier, Reading, measure_layer
+from analysis.geometry_measures import GEOMETRY_MEASURES
 from analysis.geometry_sums import LayerSums, SumsOptions, layer_sums
-from analysis.moments import FloatArray, IntArray, class_labels, matrix
+from analysis.moments import FloatArray, IntArray, Undefined, class_labels, matrix
 
 GROUPS = 16
 SAMPLE = 1000  # images kept whole: 1,000 x 1,000 distances take 8 MB
@@ -120,6 +115,10 @@ class GeometryAccumulator:
             _check_widths(layer, so_far, batch)
         self._layers[layer] = batch if so_far is None else so_far.plus(batch)
 
+    def sums(self, layer: str) -> LayerSums:
+        """What was gathered of one layer."""
+        return self._layers[layer]
+
     def merge(self, other: GeometryAccumulator) -> None:
         """Add what another accumulator gathered from other images, of the same or other layers.
 
@@ -169,66 +168,37 @@ class GeometryAccumulator:
         for layer, sums in self._layers.items():
             if cancelled():
                 break
-            reads = classifier is not None and classifier.layer == layer
-            weights = classifier.weights if classifier is not None and reads else None
-            weights = None if weights is None else matrix(weights)
-            answers[layer] = measure_layer(Reading(sums, weights, predictions), measures)
+            reading = Reading(sums, _weights_for(classifier, layer), predictions)
+            answers[layer] = measure_layer(reading, measures)
             progress(len(answers), len(self._layers))
-        return self._table(model, measures, answers)
+        widths = {layer: sums.width for layer, sums in self._layers.items()}
+        samples = max(sums.samples for sums in self._layers.values())
+        settings = _Settings(model, tuple(measures), samples, self.groups, self._options.seed)
+        return _table(settings, widths, answers)
 
     def _predictions(self, classifier: Classifier | None) -> dict[int, int] | None:
-        """What the classifier predicts, by image index; None where it cannot."""
+        """What the classifier predicts for the sample, by image index; None where it cannot."""
         if classifier is None:
             return None
+        _check_classifier(classifier, self._layers)
         if classifier.predictions is not None:
             return dict(enumerate(np.asarray(classifier.predictions).tolist()))
-        if classifier.layer not in self._layers:
-            raise ValueError(
-                f"the classifier reads the layer {classifier.layer!r}, which is not among "
-                f"{', '.join(self._layers)}; give its own layer, or its predictions"
-            )
-        sample = self._layers[classifier.layer].sample
-        if classifier.weights is None or not self._layers[classifier.layer].finite:
+        sums = self._layers[str(classifier.layer)]
+        if not sums.finite:
             return None
-        decided = classify(sample.features, classifier.weights, classifier.bias)
-        return dict(zip(sample.indices.tolist(), decided.tolist(), strict=True))
+        decided = classify(sums.sample.features, classifier.weights, classifier.bias)
+        return dict(zip(sums.sample.indices.tolist(), decided.tolist(), strict=True))
 
-    def _table(
-        self, model: str, measures: Sequence[str], answers: Mapping[str, Mapping[str, Answer]]
-    ) -> GeometryResult:
-        """Put answers by layer and measure into arrays (L,) by measure."""
-        columns: dict[str, dict[str, list[float]]] = {name: {} for name in COLUMNS}
-        undefined, notes = {}, {}
-        for measure in measures:
-            for layer in self._layers:
-                answer = answers.get(layer, {}).get(measure, STOPPED)
-                if isinstance(answer, str):
-                    undefined[f"{layer}/{measure}"] = answer
-                elif answer.note is not None:
-                    notes[f"{layer}/{measure}"] = answer.note
-                for name, missing in COLUMNS.items():
-                    value = missing if isinstance(answer, str) else getattr(answer, name)
-                    columns[name].setdefault(measure, []).append(value)
-        arrays = {
-            name: {measure: np.array(column) for measure, column in by_measure.items()}
-            for name, by_measure in columns.items()
-        }
-        return GeometryResult(
-            model=model,
-            layers=self.layers,
-            measures=tuple(measures),
-            values=arrays["value"],
-            standard_errors=arrays["standard_error"],
-            low=arrays["low"],
-            high=arrays["high"],
-            samples_by_measure=arrays["samples"],
-            undefined=undefined,
-            notes=notes,
-            widths=tuple(sums.width for sums in self._layers.values()),
-            samples=max(sums.samples for sums in self._layers.values()),
-            groups=self.groups,
-            seed=self._options.seed,
-        )
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a result tells of how it was made."""
+
+    model: str
+    measures: tuple[str, ...]
+    samples: int
+    groups: int
+    seed: int
 
 
 COLUMNS: dict[str, float] = {
@@ -276,22 +246,28 @@ def measure_geometry(
         ValueError: shapes or options that do not fit.
     """
     _check_measures(measures)
-    accumulator = GeometryAccumulator(groups=groups, sample=sample, seed=seed)
     counts = {layer: len(features) for layer, features in features_by_layer.items()}
-    if len(set(counts.values())) > 1:
+    if len(set(counts.values())) != 1:
         raise ValueError(
-            "geometry compares layers on the same images, but their numbers differ: "
-            + ", ".join(f"{count} of {layer}" for layer, count in counts.items())
+            "geometry needs one layer or more, all on the same images, but the numbers of images "
+            "are: "
+            + (", ".join(f"{count} of {layer}" for layer, count in counts.items()) or "none")
         )
+    known = _known_predictions(features_by_layer, classifier)
+    answers: dict[str, Mapping[str, Answer]] = {}
     for layer, features in features_by_layer.items():
+        if cancelled():
+            break
+        # One accumulator a layer, so that no more than one layer's sample is alive.
+        accumulator = GeometryAccumulator(groups=groups, sample=sample, seed=seed)
         accumulator.update(layer, features, labels)
-    return accumulator.result(
-        model=model,
-        classifier=classifier,
-        measures=measures,
-        progress=progress,
-        cancelled=cancelled,
-    )
+        reading = Reading(accumulator.sums(layer), _weights_for(classifier, layer), known)
+        answers[layer] = measure_layer(reading, measures)
+        progress(len(answers), len(features_by_layer))
+    widths = {name: math.prod(np.shape(layer)[1:]) for name, layer in features_by_layer.items()}
+    samples = next(iter(counts.values()))
+    settings = _Settings(model, tuple(measures), samples, groups, seed)
+    return _table(settings, widths, answers)
 
 
 def classify(features: Any, weights: Any, bias: Any = None) -> IntArray:
@@ -314,11 +290,88 @@ def classify(features: Any, weights: Any, bias: Any = None) -> IntArray:
             f"the classifier reads {weights.shape[1]} features, but its layer has {rows.shape[1]}: "
             "pool the features as the model does, or give the classifier's predictions"
         )
-    shift = 0 if bias is None else matrix(bias.reshape(1, -1))
+    shift = (
+        0 if bias is None else matrix(bias.reshape(1, -1) if hasattr(bias, "reshape") else [bias])
+    )
     return np.asarray((rows @ weights.T + shift).argmax(axis=1), np.int64)
 
 
+def _table(
+    settings: _Settings, widths: Mapping[str, int], answers: Mapping[str, Mapping[str, Answer]]
+) -> GeometryResult:
+    """Put answers by layer and measure into arrays (L,) by measure."""
+    columns: dict[str, dict[str, list[float]]] = {
+        name: {measure: [] for measure in settings.measures} for name in COLUMNS
+    }
+    undefined, notes = {}, {}
+    for layer in widths:
+        for measure in settings.measures:
+            answer = answers.get(layer, {}).get(measure, STOPPED)
+            if isinstance(answer, str):
+                undefined[f"{layer}/{measure}"] = answer
+            elif answer.note is not None:
+                notes[f"{layer}/{measure}"] = answer.note
+            for name, missing in COLUMNS.items():
+                value = missing if isinstance(answer, str) else getattr(answer, name)
+                columns[name][measure].append(value)
+    arrays = {
+        name: {measure: np.array(column) for measure, column in by_measure.items()}
+        for name, by_measure in columns.items()
+    }
+    return GeometryResult(
+        model=settings.model,
+        layers=tuple(widths),
+        measures=settings.measures,
+        values=arrays["value"],
+        standard_errors=arrays["standard_error"],
+        low=arrays["low"],
+        high=arrays["high"],
+        samples_by_measure=arrays["samples"],
+        undefined=undefined,
+        notes=notes,
+        widths=tuple(widths.values()),
+        samples=settings.samples,
+        groups=settings.groups,
+        seed=settings.seed,
+    )
+
+
+def _known_predictions(
+    features_by_layer: Mapping[str, Any], classifier: Classifier | None
+) -> dict[int, int] | None:
+    """What the classifier predicts for all images, by position; None where it cannot."""
+    if classifier is None:
+        return None
+    _check_classifier(classifier, features_by_layer)
+    if classifier.predictions is not None:
+        return dict(enumerate(np.asarray(classifier.predictions).tolist()))
+    try:
+        features = matrix(features_by_layer[str(classifier.layer)])
+    except Undefined:
+        return None
+    return dict(enumerate(classify(features, classifier.weights, classifier.bias).tolist()))
+
+
+def _check_classifier(classifier: Classifier, layers: Container[str]) -> None:
+    """Refuse a classifier that neither predicts nor reads one of the layers."""
+    if classifier.predictions is None and classifier.weights is None:
+        raise ValueError("a classifier needs weights, or what it predicts, but has neither")
+    if classifier.predictions is None and classifier.layer not in layers:
+        raise ValueError(
+            f"the classifier reads the layer {classifier.layer!r}, which is not among those "
+            "measured; give its own layer, or its predictions"
+        )
+
+
+def _weights_for(classifier: Classifier | None, layer: str) -> FloatArray | None:
+    """Weights of a classifier that reads this layer; None of any other."""
+    if classifier is None or classifier.layer != layer or classifier.weights is None:
+        return None
+    return matrix(classifier.weights)
+
+
 def _check_measures(measures: Sequence[str]) -> None:
+    """Refuse names that are not in GEOMETRY_MEASURES."""
     for name in measures:
         if name not in GEOMETRY_MEASURES:
             raise ValueError(
@@ -328,6 +381,7 @@ def _check_measures(measures: Sequence[str]) -> None:
 
 
 def _check_widths(layer: str, mine: LayerSums, other: LayerSums) -> None:
+    """Refuse batches of one layer that differ in width."""
     if mine.width != other.width:
         raise ValueError(
             f"the batches of {layer} differ in width: {mine.width} and {other.width} features"

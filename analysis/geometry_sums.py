@@ -68,7 +68,13 @@ class ImageSample:
         )
         if len(both.keys) > size:
             both = both.take(np.argpartition(both.keys, size)[:size])
-        return both.take(np.argsort(both.indices, kind="stable"))
+        both = both.take(np.argsort(both.indices, kind="stable"))
+        if (twice := both.indices[1:] == both.indices[:-1]).any():
+            raise ValueError(
+                f"image {both.indices[:-1][twice][0]} was added twice to the same layer: give each "
+                "image an index of its own"
+            )
+        return both
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +167,7 @@ def layer_sums(
         lowest=rows.min(axis=0),
         highest=rows.max(axis=0),
         # A copy, for the features may be the memory of a tensor that is worked on in place.
-        sample=replace(empty.joined(whole, options.sample)) if finite else empty,
+        sample=empty.joined(whole, options.sample) if finite else empty,
         finite=finite,
     )
 

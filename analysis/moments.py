@@ -128,7 +128,7 @@ def class_labels(labels: Any, samples: int) -> IntArray:
             f"{samples} images need labels of the shape ({samples},), but they have the shape "
             f"{array.shape}"
         )
-    if array.dtype.kind not in "iu" or array.min() < 0:
+    if array.dtype.kind not in "iu" or (array < 0).any():
         raise ValueError("labels must be whole numbers from 0, one class an image")
     return array.astype(np.int64)
 
