@@ -186,7 +186,7 @@ class GeometryAccumulator:
         sums = self._layers[str(classifier.layer)]
         if not sums.finite:
             return None
-        decided = classify(sums.sample.features, classifier.weights, classifier.bias)
+        decided = linear_predictions(sums.sample.features, classifier.weights, classifier.bias)
         return dict(zip(sums.sample.indices.tolist(), decided.tolist(), strict=True))
 
 
@@ -270,7 +270,7 @@ def measure_geometry(
     return _table(settings, widths, answers)
 
 
-def classify(features: Any, weights: Any, bias: Any = None) -> IntArray:
+def linear_predictions(features: Any, weights: Any, bias: Any = None) -> IntArray:
     """Predict classes by a linear classifier: the largest of W x + b.
 
     Args:
@@ -349,7 +349,9 @@ def _known_predictions(
         features = matrix(features_by_layer[str(classifier.layer)])
     except Undefined:
         return None
-    return dict(enumerate(classify(features, classifier.weights, classifier.bias).tolist()))
+    return dict(
+        enumerate(linear_predictions(features, classifier.weights, classifier.bias).tolist())
+    )
 
 
 def _check_classifier(classifier: Classifier, layers: Container[str]) -> None:

@@ -188,7 +188,9 @@ def random_keys(indices: Any, seed: int) -> npt.NDArray[np.uint64]:
 
 def with_classes(sums: Moments, count: int) -> Moments:
     """Give moments room for classes that have no images yet."""
-    missing = max(count - len(sums.counts), 0)
+    missing = count - len(sums.counts)
+    if missing <= 0:
+        return sums
     return Moments(
         np.pad(sums.counts, (0, missing)), np.pad(sums.sums, ((0, missing), (0, 0))), sums.second
     )

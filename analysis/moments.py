@@ -56,6 +56,8 @@ class Moments:
 
     def moved(self, step: FloatArray) -> Moments:
         """Take the sums off a point that lies `step` (D,) before the present one."""
+        if not step.any():
+            return self
         cross = np.outer(self.sums.sum(axis=0), step)
         second = self.second + cross + cross.T + self.samples * np.outer(step, step)
         return Moments(self.counts, self.sums + self.counts[:, None] * step, second)
@@ -136,8 +138,7 @@ def class_labels(labels: Any, samples: int) -> IntArray:
 def add_up(rows: FloatArray, labels: IntArray, num_classes: int) -> Moments:
     """Sum float64 `rows` (N, D), already off the common point, into `Moments`."""
     counts = np.bincount(labels, minlength=num_classes).astype(np.float64)
-    members = np.zeros((num_classes, len(rows)))
-    members[labels, np.arange(len(rows))] = 1
+    members = (np.arange(num_classes)[:, None] == labels).astype(np.float64)
     with np.errstate(all="ignore"):
         return Moments(counts, members @ rows, rows.T @ rows)
 
