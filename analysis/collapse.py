@@ -148,8 +148,8 @@ def nc1_of(sums: Moments) -> float:
     if not (sums.counts > 1).any():
         raise Undefined("no class has 2 images, so there is nothing within classes")
     _, spreads, axes = np.linalg.svd(means, full_matrices=False)
-    # K centred means span K - 1 directions at most; what lies below that is rounding.
-    kept = (np.arange(len(spreads)) < len(means) - 1) & (spreads > RESOLUTION * _spread(sums))
+    # K centred means span K - 1 directions at most; what is left of the others is rounding.
+    kept = spreads > RESOLUTION * _spread(sums)
     axes, spreads = axes[kept], spreads[kept]
     within = ((axes @ sums.within()) * axes).sum(axis=1) / sums.samples
     # S_B^+ = K sum_j axis_j axis_j^T / spread_j^2, so that K cancels.

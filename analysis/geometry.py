@@ -104,13 +104,12 @@ class GeometryAccumulator:
         """
         count = len(features)
         so_far = self._layers.get(layer)
-        start = so_far.samples if so_far else 0
-        batch = layer_sums(
-            features,
-            class_labels(np.zeros(count, np.int64) if labels is None else labels, count),
-            _checked_indices(indices, start, count),
-            self._options,
-        )
+        classes = class_labels(np.zeros(count, np.int64) if labels is None else labels, count)
+        where = _checked_indices(indices, so_far.samples if so_far else 0, count)
+        # Sums off the same image are added as they are.
+        fits = so_far is not None and so_far.width == math.prod(np.shape(features)[1:])
+        origin = so_far.origin if so_far is not None and fits else None
+        batch = layer_sums(features, classes, where, self._options, origin)
         if so_far is not None:
             _check_widths(layer, so_far, batch)
         self._layers[layer] = batch if so_far is None else so_far.plus(batch)
