@@ -1,4 +1,4 @@
-"""The command line: python -m auglocal train|evaluate|plan|memory|recipes."""
+"""The command line: python -m auglocal train|evaluate|plan|memory|bench|recipes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from auglocal.commands.bench import add_bench
 from auglocal.commands.evaluate import add_evaluate
 from auglocal.commands.memory import add_memory
 from auglocal.commands.plan import add_plan
@@ -27,7 +28,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = Parser(prog=PROGRAM, description="Train networks by local learning, and measure them.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add_command in (add_train, add_evaluate, add_plan, add_memory, add_recipes):
+    for add_command in (add_train, add_evaluate, add_plan, add_memory, add_bench, add_recipes):
         add_command(commands)
     return parser
 
