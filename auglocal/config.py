@@ -45,21 +45,21 @@ class TrainConfig:
         None, "infopro: weight of its reconstruction loss at the first block (5)"
     )
     reconstruction_last: float | None = option(
-        None, "infopro: the same at the last hidden block (0.2; 0.5 for resnet110)"
+        None, "infopro: the same at the last hidden block (0.2; from 30 layers on 0.5)"
     )
     cross_entropy_first: float | None = option(
-        None, "infopro: weight of its cross-entropy at the first block (0.05; 0 for resnet110)"
+        None, "infopro: weight of its cross-entropy at the first block (0.05; from 30 layers on 0)"
     )
     cross_entropy_last: float | None = option(
-        None, "infopro: the same at the last hidden block (0.5; 1 for resnet110)"
+        None, "infopro: the same at the last hidden block (0.5; from 30 layers on 1)"
     )
     epochs: int = option(15, "passes over the training images")
     batch_size: int = option(32, "images a step")
     learning_rate: float = option(0.05, "peak learning rate")
     schedule: str = option(
         "cosine",
-        "learning rate over time: cosine (with a warm-up), cosine-no-warmup (published for "
-        "ImageNet), or published (400 epochs)",
+        "learning rate over time: cosine (with a warm-up), published (for 400 epochs), or "
+        "cosine-no-warmup (published for ImageNet)",
     )
     momentum: float = option(0.9, "Nesterov momentum")
     weight_decay: float = option(1e-4, "L2 penalty on every parameter")

@@ -52,6 +52,6 @@ def cosine_no_warmup_rate(step: int, steps_per_epoch: int, epochs: int, peak: fl
 
 SCHEDULES = {
     "cosine": cosine_rate,
-    "cosine-no-warmup": cosine_no_warmup_rate,
     "published": published_rate,
+    "cosine-no-warmup": cosine_no_warmup_rate,
 }
