@@ -17,9 +17,9 @@ def cut_into_blocks(
 ) -> list[range]:
     """Cut layers 0 .. n - 1 into K blocks, the last of which (the tail) trains with the classifier.
 
-    The tail has max(smallest_tail, ceil(n / K)) layers, or n - K + 1 where there are so many modules
-    that no more are left for it. The layers before it make K - 1 blocks whose sizes differ by at
-    most one, larger ones first. K = 1 is a single block: backpropagation.
+    The tail has max(smallest_tail, ceil(n / K)) layers, or n - K + 1 where so many modules leave it
+    no more. The layers before it make K - 1 blocks whose sizes differ by at most one, larger ones
+    first. K = 1 is a single block: backpropagation.
 
     Args:
         num_layers: n >= 1.

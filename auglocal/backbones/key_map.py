@@ -1,6 +1,7 @@
 """Names of a backbone and its tensors in torchvision, and back.
 
-In: a model's name and pairs of prefixes, which a family lists while it builds its layers. Out: keys.
+In: a model's name and pairs of prefixes, which a family lists while it builds its layers. Out:
+keys.
 """
 
 from __future__ import annotations

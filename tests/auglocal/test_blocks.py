@@ -59,9 +59,7 @@ def test_the_smallest_tail_gives_way_to_the_modules_asked_for(smallest: int) -> 
         blocks = cut_into_blocks(16, num_modules, smallest)
         assert len(blocks) == num_modules
         assert all(len(block) > 0 for block in blocks)
-        assert len(blocks[-1]) == max(
-            min(smallest, 17 - num_modules), math.ceil(16 / num_modules)
-        )
+        assert len(blocks[-1]) == max(min(smallest, 17 - num_modules), math.ceil(16 / num_modules))
 
 
 def test_one_module_is_all_layers_whatever_the_smallest_tail() -> None:

@@ -158,8 +158,8 @@ def test_torchvision_publishes_weights_of_every_imagenet_form(
 ) -> None:
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     message = f"IMAGENET1K_V1 of {architecture} .*Name or service not known.*; check the network"
+    backbone = build_meta_backbone(architecture, 1000)
     with pytest.raises(WorkError, match=message):
-        backbone = build_meta_backbone(architecture, 1000)
         read_pretrained(backbone, architecture, "torchvision:IMAGENET1K_V1")
 
 
@@ -171,9 +171,9 @@ def test_a_damaged_copy_in_the_cache_is_named(
     path = tmp_path / "checkpoints" / url.rpartition("/")[2]
     path.parent.mkdir()
     path.write_bytes(b"half a file")
+    backbone = build_meta_backbone("resnet18-imagenet", 1000)
     with pytest.raises(WorkError, match=f"of resnet18-imagenet .*; delete {path} and try again"):
-        backbone = build_meta_backbone("resnet18-imagenet", 1000)
-        read_pretrained(backbone, "resnet18-imagenet", "torchvision:IMAGENET1K_V1")
+        read_pretrained(backbone, "resnet18-imagenet", V1)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_wider_backbone_has_wider_layers_everywhere(name: str) -> None:
 
 
 def test_a_regnet_of_another_width_is_torchvisions_of_these_stages() -> None:
-    # 0.7 times 32, 64, 160 and 400 channels are 22.4, 44.8, 112 and 280: in groups of 16, halves up.
+    # 0.7 times 32, 64, 160 and 400 channels are 22.4, 44.8, 112 and 280: in groups of 16, half up.
     widths = [16, 48, 112, 288]
     parameters = BlockParams([1, 2, 7, 12], widths, [16] * 4, [1.0] * 4, [2] * 4)
     reference = RegNet(parameters, num_classes=7, stem_width=24).eval()
