@@ -17,13 +17,15 @@ def cut_into_blocks(
 ) -> list[range]:
     """Cut layers 0 .. n - 1 into K blocks, the last of which (the tail) trains with the classifier.
 
-    The tail has max(smallest_tail, ceil(n / K)) layers. The layers before it make K - 1 blocks
-    whose sizes differ by at most one, larger ones first. K = 1 is a single block: backpropagation.
+    The tail has max(smallest_tail, ceil(n / K)) layers, or n - K + 1 where so many modules leave it
+    no more. The layers before it make K - 1 blocks whose sizes differ by at most one, larger ones
+    first. K = 1 is a single block: backpropagation.
 
     Args:
         num_layers: n >= 1.
         num_modules: K in 1 .. n; None is as many as there can be: a block a layer before the tail.
-        smallest_tail: layers that the tail has at least, in 1 .. n - 1 unless K = 1.
+        smallest_tail: layers that the tail has at least, if K leaves it so many; at least 1, and at
+            most n - 1 where K is None.
         tail: layers that the tail has exactly, in 1 .. n - 1 unless K = 1.
 
     Returns:
@@ -46,7 +48,8 @@ def cut_into_blocks(
                 "out, or give --modules 2 or more."
             )
         return [range(num_layers)]
-    tail = tail or max(smallest_tail, math.ceil(num_layers / num_modules))
+    largest = num_layers - num_modules + 1
+    tail = tail or max(min(smallest_tail, largest), math.ceil(num_layers / num_modules))
     num_hidden = num_layers - tail
     if num_hidden < num_modules - 1:
         raise InputError(

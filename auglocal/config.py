@@ -45,18 +45,22 @@ class TrainConfig:
         None, "infopro: weight of its reconstruction loss at the first block (5)"
     )
     reconstruction_last: float | None = option(
-        None, "infopro: the same at the last hidden block (0.2; 0.5 for resnet110)"
+        None, "infopro: the same at the last hidden block (0.2; from 30 layers on 0.5)"
     )
     cross_entropy_first: float | None = option(
-        None, "infopro: weight of its cross-entropy at the first block (0.05; 0 for resnet110)"
+        None, "infopro: weight of its cross-entropy at the first block (0.05; from 30 layers on 0)"
     )
     cross_entropy_last: float | None = option(
-        None, "infopro: the same at the last hidden block (0.5; 1 for resnet110)"
+        None, "infopro: the same at the last hidden block (0.5; from 30 layers on 1)"
     )
     epochs: int = option(15, "passes over the training images")
     batch_size: int = option(32, "images a step")
     learning_rate: float = option(0.05, "peak learning rate")
-    schedule: str = option("cosine", "learning rate over time: cosine, or published (400 epochs)")
+    schedule: str = option(
+        "cosine",
+        "learning rate over time: cosine (with a warm-up), published (for 400 epochs), or "
+        "cosine-no-warmup (published for ImageNet)",
+    )
     momentum: float = option(0.9, "Nesterov momentum")
     weight_decay: float = option(1e-4, "L2 penalty on every parameter")
     augment: bool = option(True, "shift and flip training images as the data set's recipe says")
@@ -86,7 +90,9 @@ class TrainConfig:
     )
     seed: int = option(0, "decides weights, order and augmentation")
     pretrained: str | None = option(
-        None, "start from these weights: a checkpoint, or torchvision's (.safetensors, .pth)"
+        None,
+        "start from these weights: a checkpoint, torchvision's (.safetensors, .pth), or fetch "
+        "them: torchvision:IMAGENET1K_V1, say",
     )
     data_folder: str = option("data", "where downloaded data sets lie")
     device: str = option("auto", "auto, cpu, cuda or mps")
@@ -95,6 +101,11 @@ class TrainConfig:
         check_dataset_name(self.dataset)
         with torch.device("meta"):  # no weights: does the rule fit the backbone?
             self.make_rule().build(build_backbone(self.architecture, width=self.width))
+        if self.rule == "bp" and self.modules not in (None, 1):
+            raise InputError(
+                f"bp trains all layers as one block, not as {self.modules}; leave --modules out, "
+                "or choose another --rule."
+            )
         _require_choice("schedule", self.schedule, tuple(SCHEDULES))
         _require_choice("precision", self.precision, PRECISION_NAMES)
         _require_choice("snapshot dtype", self.snapshot_dtype, tuple(WEIGHT_TYPES))

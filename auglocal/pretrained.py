@@ -1,41 +1,47 @@
-"""Weights to start from: a file of torchvision's, or a checkpoint of ours, into a backbone.
+"""Weights to start from: torchvision's, by file or by name, or a checkpoint of ours.
 
-In: a backbone and a file. Out: the tensors of the file that fit it. The classifier starts fresh
-where the file's has another number of classes; nothing else may be missing.
+In: a backbone and a file, or the name of published weights, which are fetched only because they
+were asked for. Out: the tensors that fit the backbone. The classifier starts fresh where it has
+another number of classes there; nothing else may be missing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+import torch.hub
+import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from auglocal.backbones.backbone import Backbone
 from auglocal.checkpoint import METADATA_KEY, check_file, check_finite, load_checkpoint
-from auglocal.errors import InputError
+from auglocal.errors import InputError, WorkError
 
+TORCHVISION_PREFIX = "torchvision:"
 CLASSIFIER = "head.linear."
 BATCH_COUNTER = ".num_batches_tracked"
 
 
 def load_pretrained(backbone: Backbone, architecture: str, path: Path | str) -> bool:
-    """Put the weights of a file into a backbone.
+    """Put the weights of a file, or published ones, into a backbone.
 
     Args:
-        backbone: changes in place, only if the whole file fits.
+        backbone: changes in place, only if all of them fit.
         architecture: its name.
         path: see `read_pretrained`.
 
     Returns:
-        Whether the classifier is the file's; otherwise it stays as it was.
+        Whether the classifier is theirs; otherwise it stays as it was.
 
     Raises:
-        InputError: the file does not fit; see `read_pretrained`.
+        InputError, WorkError: see `read_pretrained`.
     """
     return _put(backbone, read_pretrained(backbone, architecture, path))
 
@@ -57,21 +63,29 @@ def load_torchvision_state(backbone: Backbone, state: Mapping[str, Tensor]) -> b
 
 
 def read_pretrained(backbone: Backbone, architecture: str, path: Path | str) -> dict[str, Tensor]:
-    """Read the weights of a file that a backbone can start from; no code of the file runs.
+    """Read weights that a backbone can start from; no code of a file runs.
 
     Args:
         backbone: what they must fit; it is left as it is and may be on the "meta" device.
         architecture: its name.
         path: a checkpoint of ours of the same architecture, or a .safetensors or .pth file that
-            holds a state dict with torchvision's keys.
+            holds a state dict with torchvision's keys; or "torchvision:" and the name of weights
+            that torchvision publishes for this architecture, "torchvision:IMAGENET1K_V1" say, to
+            be fetched where they are not yet in PyTorch's cache.
 
     Returns:
         Tensors by our keys; those of the classifier ("head.linear...") only if the number of
         classes is the same.
 
     Raises:
-        InputError: the file is missing, damaged, or of another architecture.
+        InputError: the file is missing, damaged, or of another architecture; or torchvision
+            publishes no such weights.
+        WorkError: they could not be fetched.
     """
+    if str(path).startswith(TORCHVISION_PREFIX):
+        name = str(path).removeprefix(TORCHVISION_PREFIX)
+        state = _fetch_torchvision(backbone, architecture, name)
+        return _fit(backbone, _from_torchvision(backbone, state), str(path))
     path = Path(path)
     check_file(path)
     if _is_checkpoint(path):
@@ -102,6 +116,50 @@ def _put(backbone: Backbone, state: dict[str, Tensor]) -> bool:
     """Load tensors that fit, keeping the backbone's own for those that are not there."""
     backbone.load_state_dict({**backbone.state_dict(), **state})
     return has_classifier(state)
+
+
+def _fetch_torchvision(backbone: Backbone, architecture: str, name: str) -> dict[str, Tensor]:
+    """The state dict that torchvision publishes under a name, from PyTorch's cache or the network.
+
+    PyTorch holds what it fetches against the digest in the file's name.
+    """
+    weights = _published_weights(backbone, architecture, name)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(weights.url).name
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # where it says what it fetches
+            state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+                weights.url, map_location="cpu", check_hash=True, weights_only=True
+            )
+    except Exception as error:  # the network, the digest, the disk, PyTorch's reader
+        advice = "check the network and try again, or give --pretrained a file"
+        if cached.exists():
+            advice = f"delete {cached} and try again"
+        raise WorkError(
+            f"Could not fetch torchvision's weights {name} of {architecture} "
+            f"({_first_line(error)}); {advice}."
+        ) from error
+    return state
+
+
+def _published_weights(backbone: Backbone, architecture: str, name: str) -> Any:
+    """The member of torchvision's enumeration of an architecture's weights."""
+    if backbone.key_map is None:
+        raise InputError(
+            f"torchvision has no {architecture}, and so no weights {name!r} of it; give "
+            "--pretrained a checkpoint of this project, or choose another --architecture."
+        )
+    published = torchvision.models.get_model_weights(backbone.key_map.model)
+    if name not in published.__members__:
+        known = ", ".join(TORCHVISION_PREFIX + each for each in published.__members__)
+        raise InputError(
+            f"torchvision publishes no weights {name!r} of {architecture}; give --pretrained one "
+            f"of {known}."
+        )
+    return published[name]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -39,4 +39,19 @@ def published_rate(step: int, steps_per_epoch: int, epochs: int, peak: float) ->
     return cosine * share + 0.01 * (1 - share)
 
 
-SCHEDULES = {"cosine": cosine_rate, "published": published_rate}
+def cosine_no_warmup_rate(step: int, steps_per_epoch: int, epochs: int, peak: float) -> float:
+    """The AugLocal ImageNet recipe: no warm-up, changing every epoch e = 0 .. E - 1.
+
+    peak / 2 (1 + cos(pi e / E)): the first epoch learns at the peak, and the last just above 0.
+
+    Args: as `cosine_rate`.
+    """
+    epoch = step // steps_per_epoch
+    return peak / 2 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+SCHEDULES = {
+    "cosine": cosine_rate,
+    "published": published_rate,
+    "cosine-no-warmup": cosine_no_warmup_rate,
+}

@@ -101,5 +101,5 @@ def efficientnet_b0(
         input_size,
         num_classes,
         style=IMAGENET_STYLE if imagenet else CIFAR_STYLE,
-        key_map=KeyMap(tuple(pairs)),
+        key_map=KeyMap("efficientnet_b0", tuple(pairs)),
     )

@@ -1,6 +1,7 @@
-"""Names of a backbone's tensors in torchvision's state dicts, and back.
+"""Names of a backbone and its tensors in torchvision, and back.
 
-In: pairs of prefixes, which a family lists while it builds its layers. Out: keys.
+In: a model's name and pairs of prefixes, which a family lists while it builds its layers. Out:
+keys.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ class KeyMap:
     """Prefixes of torchvision's keys beside ours; what follows a prefix is the same in both.
 
     Attributes:
+        model: what torchvision calls the architecture, "vgg13_bn" say.
         pairs: (torchvision's prefix, ours), each with its last dot; the first that fits counts.
     """
 
+    model: str
     pairs: tuple[tuple[str, str], ...]
 
     def from_torchvision(self, key: str) -> str:

@@ -85,5 +85,5 @@ def mobilenetv2(
         input_size,
         num_classes,
         style=IMAGENET_STYLE if imagenet else CIFAR_STYLE,
-        key_map=KeyMap(tuple(pairs)),
+        key_map=KeyMap("mobilenet_v2", tuple(pairs)),
     )

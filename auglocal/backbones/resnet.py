@@ -100,5 +100,5 @@ def resnet(
         input_size,
         num_classes,
         style=IMAGENET_STYLE if imagenet else CIFAR_STYLE,
-        key_map=KeyMap(tuple(pairs)),
+        key_map=KeyMap(f"resnet{depth}", tuple(pairs)),
     )

@@ -122,5 +122,5 @@ def vgg(
         input_size,
         num_classes,
         style=IMAGENET_VGG_STYLE if imagenet else CIFAR_STYLE,
-        key_map=KeyMap(tuple(pairs)),
+        key_map=KeyMap(f"vgg{depth}_bn", tuple(pairs)),
     )

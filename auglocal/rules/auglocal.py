@@ -40,8 +40,9 @@ class AugLocal(LossWeights):
         pyramid: c in [0, 1], how fast the depth falls towards the output.
         tail: layers that train with the classifier; None is as the backbone's style has it: d + 1
             as in the paper's CIFAR code, 1 for ImageNet forms.
-        modules: K, blocks in all, tail included; None is a block a layer before the tail. With
-            fewer, the tail is at least ceil(n / K) of n layers, unless it is given.
+        modules: K, blocks in all, tail included; None is a block a layer before the tail. Unless
+            it is given, the tail fits K: at least ceil(n / K) of n layers with fewer blocks, and
+            n - K + 1 with more.
         local_loss: a name in `LOCAL_LOSSES`.
     """
 
@@ -89,7 +90,8 @@ class AugLocal(LossWeights):
     def _cut(self, num_layers: int, usual_tail: int) -> list[range]:
         """Blocks of layers; unless there is one module, a layer at least learns locally."""
         tail = usual_tail if self.tail is None else self.tail
-        if tail >= num_layers and self.modules != 1:
+        fits_modules = self.tail is None and self.modules is not None
+        if tail >= num_layers and self.modules != 1 and not fits_modules:
             cause = "tail" if self.tail is not None else "auxiliary depth"
             largest = num_layers - (1 if self.tail is not None else 2)
             raise InputError(

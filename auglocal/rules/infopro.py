@@ -25,8 +25,9 @@ HIDDEN_WIDTH = 128
 DECODER_CHANNELS = 12
 
 
-# Weights by number of layers: ResNet-32 has 16, ResNet-110 has 55. A backbone takes those of the
-# nearer one by ratio, so that ResNet-56 (28 layers) is the deepest to take those of ResNet-32.
+# Weights by number of layers: ResNet-32 has 16, ResNet-110 has 55. They were published for these
+# two on CIFAR alone. Any other backbone takes those of the nearer one by ratio, which nobody tuned
+# for it: up to 29 layers (ResNet-56 has 28) those of ResNet-32.
 PUBLISHED_WEIGHTS = {
     16: {
         "reconstruction_first": 5.0,
@@ -45,7 +46,10 @@ PUBLISHED_WEIGHTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Weights of both losses at the first and the last hidden block; None is as published.
+    """Weights of both losses at the first and the last hidden block.
+
+    None is as published for ResNet-32, or from 30 layers on for ResNet-110; there are no published
+    weights of other backbones.
 
     Attributes:
         reconstruction_first: of the reconstruction loss, >= 0.

@@ -53,6 +53,15 @@ def test_a_tail_that_is_given_is_kept_and_the_rest_is_cut() -> None:
     assert [len(block) for block in cut_into_blocks(16, None, 3, tail=14)] == [1, 1, 14]
 
 
+@pytest.mark.parametrize("smallest", [1, 3, 16, 40])
+def test_the_smallest_tail_gives_way_to_the_modules_asked_for(smallest: int) -> None:
+    for num_modules in range(2, 17):
+        blocks = cut_into_blocks(16, num_modules, smallest)
+        assert len(blocks) == num_modules
+        assert all(len(block) > 0 for block in blocks)
+        assert len(blocks[-1]) == max(min(smallest, 17 - num_modules), math.ceil(16 / num_modules))
+
+
 def test_one_module_is_all_layers_whatever_the_smallest_tail() -> None:
     assert cut_into_blocks(16, 1, smallest_tail=40) == [range(16)]
     assert cut_into_blocks(16, 1, smallest_tail=1, tail=16) == [range(16)]
@@ -64,7 +73,7 @@ def test_one_module_is_all_layers_whatever_the_smallest_tail() -> None:
         ((16, 17, 1), "16 layers has 1 to 16 modules, not 17; give --modules 16 or fewer"),
         ((16, 0, 1), "16 layers has 1 to 16 modules, not 0"),
         ((16, 1, 3, 4), "One module is a tail of all 16 layers, not of 4; leave --tail out"),
-        ((16, 15, 3), "13 of 16 are left for 14 modules before it; give --modules 14 or fewer"),
+        ((16, 15, 1, 3), "13 of 16 are left for 14 modules before it; give --modules 14 or fewer"),
         ((16, 4, 3, 14), "tail of 14 layers, 2 of 16 are left for 3 modules .* --modules 3"),
     ],
 )

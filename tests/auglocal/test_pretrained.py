@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -11,9 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from auglocal.__main__ import main
-from auglocal.backbones.registry import build_backbone, build_meta_backbone
+from auglocal.backbones.registry import (
+    BACKBONES,
+    IMAGENET,
+    build_backbone,
+    build_meta_backbone,
+)
 from auglocal.checkpoint import load_checkpoint
-from auglocal.errors import InputError
+from auglocal.errors import InputError, WorkError
 from auglocal.pretrained import load_pretrained, load_torchvision_state, read_pretrained
 
 TINY = ["--epochs", "1", "--batch-size", "12", "--device", "cpu", "--rule", "bp"]
@@ -114,6 +120,97 @@ def test_what_is_no_file_of_weights_is_refused(
         torch.save(content, path)
     with pytest.raises(InputError, match=message):
         read_pretrained(build_meta_backbone("resnet18"), "resnet18", path)
+
+
+V1 = "torchvision:IMAGENET1K_V1"
+V2 = "torchvision:IMAGENET1K_V2"
+
+
+def no_network(*arguments: object, **options: object) -> dict[str, Tensor]:
+    """What a fetch meets on a machine without a network."""
+    raise URLError("Name or service not known")
+
+
+def test_published_weights_are_fetched_by_name_and_checked(
+    state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def fetch(url: str, **options: object) -> dict[str, Tensor]:
+        asked.append((url, options))
+        print("Downloading")  # as PyTorch does, on stdout
+        return state
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
+    backbone = build_backbone("mobilenetv2-imagenet", num_classes=6)
+    assert load_pretrained(backbone, "mobilenetv2-imagenet", V2)
+    for key, tensor in backbone.state_dict().items():
+        assert torch.equal(tensor, state[backbone.key_map.to_torchvision(key)])
+    ((url, options),) = asked
+    assert url == torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V2.url
+    assert options == {"map_location": "cpu", "check_hash": True, "weights_only": True}
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("architecture", [name for name in BACKBONES if name.endswith(IMAGENET)])
+def test_torchvision_publishes_weights_of_every_imagenet_form(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    message = f"IMAGENET1K_V1 of {architecture} .*Name or service not known.*; check the network"
+    backbone = build_meta_backbone(architecture, 1000)
+    with pytest.raises(WorkError, match=message):
+        read_pretrained(backbone, architecture, "torchvision:IMAGENET1K_V1")
+
+
+def test_a_damaged_copy_in_the_cache_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    path = tmp_path / "checkpoints" / url.rpartition("/")[2]
+    path.parent.mkdir()
+    path.write_bytes(b"half a file")
+    backbone = build_meta_backbone("resnet18-imagenet", 1000)
+    with pytest.raises(WorkError, match=f"of resnet18-imagenet .*; delete {path} and try again"):
+        read_pretrained(backbone, "resnet18-imagenet", V1)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "message"),
+    [
+        ("vgg13-imagenet", "V3", "'V3' of vgg13-imagenet; .* one of torchvision:IMAGENET1K_V1"),
+        ("resnet50-imagenet", "", "one of torchvision:IMAGENET1K_V1, torchvision:IMAGENET1K_V2"),
+        ("resnet20", "IMAGENET1K_V1", "torchvision has no resnet20, and so no weights"),
+    ],
+)
+def test_unknown_weights_list_the_known_ones_before_anything_is_fetched(
+    architecture: str, name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    with pytest.raises(InputError, match=message):
+        read_pretrained(build_meta_backbone(architecture), architecture, f"torchvision:{name}")
+
+
+def test_published_weights_of_another_stem_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    resnet = torchvision.models.resnet18(weights=None).state_dict()
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: resnet)
+    with pytest.raises(InputError, match=f"^{V1} has 'layers.stem.conv1.weight' of shape"):
+        read_pretrained(build_meta_backbone("resnet18"), "resnet18", V1)
+
+
+def test_a_failed_fetch_ends_the_command_with_one_sentence(
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    data = ["--dataset", f"imagefolder:{image_folder}", "--out", str(tmp_path / "run")]
+    options = ["--architecture", "mobilenetv2", "--pretrained", V1]
+    assert main(["train", *data, *TINY, *options]) == 1
+    assert "Could not fetch torchvision's weights IMAGENET1K_V1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_starts_from_the_weights_and_goes_on_without_the_file(

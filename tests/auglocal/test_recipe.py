@@ -13,11 +13,14 @@ from auglocal.config import TrainConfig
 from auglocal.errors import InputError
 from auglocal.plan import make_plan
 from auglocal.recipe import Recipe, read_recipe, shipped_recipes
-from auglocal.rules.registry import make_rule
+from auglocal.rules.registry import RULES, make_rule
 
 RECIPES = shipped_recipes()
 SHORT = [recipe for recipe in RECIPES if recipe.name.startswith("cifar10-jpeg-")]
-PUBLISHED = [recipe for recipe in RECIPES if recipe not in SHORT]
+IMAGENET = [recipe for recipe in RECIPES if recipe.name.startswith("imagenet-")]
+PUBLISHED = [recipe for recipe in RECIPES if recipe not in SHORT and recipe not in IMAGENET]
+# Number of modules in the ImageNet code: a layer each.
+MODULES = {"resnet34": 17, "resnet101": 34, "vgg13": 10}
 
 
 def test_there_is_a_recipe_of_each_data_set_backbone_and_rule_of_the_paper() -> None:
@@ -40,6 +43,30 @@ def test_a_shipped_recipe_is_a_run_as_published(recipe: Recipe) -> None:
     assert (config.batch_size, config.learning_rate) == published[config.dataset]
     assert (config.epochs, config.schedule) == (400, "published")
     assert (config.momentum, config.weight_decay) == (0.9, 1e-4)
+
+
+def test_there_is_an_imagenet_recipe_of_each_rule_but_for_the_widest_backbone() -> None:
+    # At 2048 channels DGL's classifiers and InfoPro's decoders outgrow any accelerator.
+    rules = {"resnet34": RULES, "vgg13": RULES, "resnet101": ("bp", "auglocal")}
+    assert {recipe.name for recipe in IMAGENET} == {
+        f"imagenet-{name}-{rule}" for name in rules for rule in rules[name] if rule != "linear"
+    }
+
+
+@pytest.mark.parametrize("recipe", IMAGENET, ids=lambda recipe: recipe.name)
+def test_an_imagenet_recipe_is_a_run_as_published(recipe: Recipe) -> None:
+    config = TrainConfig(**recipe.values)
+    name = config.architecture.removesuffix("-imagenet")
+    assert recipe.name == f"{config.dataset}-{name}-{config.rule}"
+    # Table "Training" of the paper's facts; the whole run is a cosine by epoch.
+    assert (config.batch_size, config.learning_rate) == (1024, 0.4)
+    assert (config.epochs, config.schedule) == (200, "cosine-no-warmup")
+    assert (config.momentum, config.weight_decay, config.precision) == (0.9, 1e-4, "bf16")
+    plan = make_plan(config.architecture, config.rule, config.make_rule(), 1000)
+    assert len(plan["blocks"]) == (1 if config.rule == "bp" else MODULES[name])
+    assert len(plan["blocks"][-1]) == (MODULES[name] if config.rule == "bp" else 1)
+    if config.rule == "auglocal":
+        assert {row["depth"] for row in plan["auxiliaries"]} == {4}
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,19 @@ def test_the_tail_given_is_kept_with_modules() -> None:
     network = AugLocal(tail=1, modules=16).build(build_meta_backbone("resnet32"))
     assert [len(block) for block in network.blocks] == [1] * 16
     with pytest.raises(InputError, match="13 of 16 are left for 15 modules .* --modules 14"):
-        AugLocal(modules=16).build(build_meta_backbone("resnet32"))
+        AugLocal(tail=3, modules=16).build(build_meta_backbone("resnet32"))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 9, 20])
+def test_any_number_of_modules_is_trained_whatever_the_depth(depth: int) -> None:
+    for num_modules in range(1, 11):
+        rule = AugLocal(auxiliary_depth=depth, modules=num_modules)
+        network = rule.build(build_meta_backbone("resnet20"))
+        assert len(network.blocks) == num_modules
+        for auxiliary in network.auxiliaries.values():
+            later = range(auxiliary.spec.layer + 1, 10)
+            assert set(auxiliary.spec.selected) <= set(later)
+            assert len(auxiliary.spec.selected) == min(auxiliary.spec.depth, len(later))
 
 
 @pytest.mark.parametrize("width", [0.05, 0.3, 0.7, 1.3, 2.6, 3])
@@ -127,6 +139,13 @@ def test_the_plans_table_says_where_nothing_is_copied() -> None:
     assert plan_table(make_plan("resnet20", "dgl", RULES["dgl"]())).count("no copies") == 9
 
 
+@pytest.mark.parametrize("modules", [2, 4])
+def test_bp_refuses_several_modules_and_takes_one(modules: int) -> None:
+    with pytest.raises(InputError, match=f"one block, not as {modules}; leave --modules out"):
+        TrainConfig(rule="bp", modules=modules)
+    assert TrainConfig(rule="bp", modules=1).make_rule() == RULES["bp"]()
+
+
 def test_unknown_rule_lists_what_there_is() -> None:
     with pytest.raises(InputError, match="no rule 'hebb'; choose one of bp, auglocal"):
         make_rule("hebb", SimpleNamespace())
@@ -152,7 +171,7 @@ def test_options_out_of_range_are_refused(options: dict[str, float], message: st
     [
         (AugLocal(auxiliary_depth=9), "smaller auxiliary depth, at most 8"),
         (AugLocal(tail=10), "smaller tail, at most 9"),
-        (AugLocal(auxiliary_depth=9, modules=2), "smaller auxiliary depth, at most 8"),
+        (AugLocal(tail=10, modules=2), "smaller tail, at most 9"),
     ],
 )
 def test_a_tail_of_all_layers_is_refused(rule: AugLocal, message: str) -> None:

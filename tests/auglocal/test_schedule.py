@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from auglocal.schedule import cosine_rate, published_rate
+from auglocal.schedule import cosine_no_warmup_rate, cosine_rate, published_rate
 
 
 def test_cosine_warms_up_over_one_epoch_and_ends_near_zero() -> None:
@@ -37,3 +37,14 @@ def test_published_schedule_changes_by_epoch_and_ends_at_zero() -> None:
     assert published_rate(500, 5, 400, 0.8) == published_rate(504, 5, 400, 0.8)
     assert published_rate(199 * 5, 5, 400, 0.8) == pytest.approx(0.4)
     assert published_rate(1999, 5, 400, 0.8) == pytest.approx(0.0)
+
+
+def test_cosine_without_warm_up_starts_at_the_peak_and_changes_by_epoch() -> None:
+    rates = [cosine_no_warmup_rate(step, 5, 200, 0.4) for step in range(1000)]
+    assert rates[:5] == [0.4] * 5
+    assert rates[500] == pytest.approx(0.2)
+    assert rates[500] == rates[504] > rates[505]
+    # Symmetric about the middle: epoch e and epoch E - e add up to the peak.
+    for epoch in range(1, 200):
+        assert rates[5 * epoch] + rates[5 * (200 - epoch)] == pytest.approx(0.4)
+    assert 0 < rates[-1] < 1e-4

@@ -9,6 +9,8 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+from torchvision.models.regnet import BlockParams, RegNet
 
 from auglocal.backbones.backbone import layer_shapes
 from auglocal.backbones.registry import (
@@ -67,6 +69,7 @@ def test_the_imagenet_form_computes_what_torchvisions_model_computes(name: str) 
     state = random_state(reference)
     reference.load_state_dict(state, assign=True)
     backbone = build_meta_backbone(name + IMAGENET, num_classes=7, input_size=(3, 64, 64)).eval()
+    assert backbone.key_map.model == TORCHVISION[name]
     renamed = {backbone.key_map.from_torchvision(key): value for key, value in state.items()}
     backbone.load_state_dict(renamed, assign=True)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -93,15 +96,51 @@ def test_width_is_torchvisions_where_it_has_one(name: str, width: float) -> None
     assert count_parameters(ours) == count_parameters(torchvision_model(name, 10, width_mult=width))
 
 
-@pytest.mark.parametrize("name", [name for name in TORCHVISION if "regnet" not in name])
+@pytest.mark.parametrize("name", TORCHVISION)
 def test_a_wider_backbone_has_wider_layers_everywhere(name: str) -> None:
     plain, wide = (build_meta_backbone(name, width=width).specs for width in (1, 2))
     assert [2 * spec.channels for spec in plain] == [spec.channels for spec in wide]
 
 
-def test_a_regnet_refuses_another_width() -> None:
-    with pytest.raises(InputError, match="one width, not 2 times it; give --width 1"):
-        build_meta_backbone("regnetx-400mf", width=2)
+def test_a_regnet_of_another_width_is_torchvisions_of_these_stages() -> None:
+    # 0.7 times 32, 64, 160 and 400 channels are 22.4, 44.8, 112 and 280: in groups of 16, half up.
+    widths = [16, 48, 112, 288]
+    parameters = BlockParams([1, 2, 7, 12], widths, [16] * 4, [1.0] * 4, [2] * 4)
+    reference = RegNet(parameters, num_classes=7, stem_width=24).eval()
+    state = random_state(reference)
+    reference.load_state_dict(state)
+    backbone = build_backbone("regnetx-400mf-imagenet", 7, width=0.7).eval()
+    assert load_torchvision_state(backbone, state)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images), reference(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5, 2])
+def test_an_efficientnet_of_another_width_is_torchvisions_of_that_width(width: float) -> None:
+    stages = [
+        MBConvConfig(1, 3, 1, 32, 16, 1, width),
+        MBConvConfig(6, 3, 2, 16, 24, 2, width),
+        MBConvConfig(6, 5, 2, 24, 40, 2, width),
+        MBConvConfig(6, 3, 2, 40, 80, 3, width),
+        MBConvConfig(6, 5, 1, 80, 112, 3, width),
+        MBConvConfig(6, 5, 2, 112, 192, 4, width),
+        MBConvConfig(6, 3, 1, 192, 320, 1, width),
+    ]
+    with torch.device("meta"):
+        reference = EfficientNet(stages, dropout=0.2, num_classes=7)
+    ours = build_meta_backbone("efficientnet-b0-imagenet", 7, width=width)
+    shapes = {ours.key_map.to_torchvision(k): v.shape for k, v in ours.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in reference.state_dict().items()}
+
+
+@pytest.mark.parametrize("architecture", BACKBONES)
+@pytest.mark.parametrize("width", [1e-6, 0.1, 0.3])
+def test_any_width_can_be_built(architecture: str, width: float) -> None:
+    full = build_meta_backbone(architecture).specs
+    for spec, wide in zip(build_meta_backbone(architecture, width=width).specs, full, strict=True):
+        assert (spec.name, spec.stride) == (wide.name, wide.stride)
+        assert 1 <= spec.channels <= max(16, wide.channels / 2)
 
 
 @pytest.mark.parametrize("form", ["", IMAGENET])
