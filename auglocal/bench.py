@@ -56,7 +56,7 @@ def ways_to_train(asked: TrainConfig, device: torch.device) -> list[Way]:
         device: what makes a step faster depends on it.
     """
     plain = replace(asked, cuda_graph=False, compile=False, block_threads=1)
-    bp = replace(plain, rule="bp", recompute=False, step_per_block=False)
+    bp = replace(plain, rule="bp", modules=None, recompute=False, step_per_block=False)
     ways = []
     for config in (bp, plain) if asked.rule != "bp" else (bp,):
         for precision in PRECISION_NAMES:
@@ -188,7 +188,7 @@ def time_pipeline(batch_size: int, device: torch.device, num_rounds: int) -> flo
 def flops_ratio(subject: Subject) -> float:
     """Floating-point operations of a training step, as a ratio to BP's of the same backbone."""
     size = subject.config.batch_size
-    bp = replace(subject, config=replace(subject.config, rule="bp", recompute=False))
+    bp = replace(subject, config=replace(subject.config, rule="bp", modules=None, recompute=False))
     return measure_step(subject).flops(size) / measure_step(bp).flops(size)
 
 

@@ -233,7 +233,7 @@ def measure_variants(
         asked: backbone, rule and data; its precision and memory options play no part.
         report: hears what is measured.
     """
-    bp = _change(asked, rule="bp", recompute=False, step_per_block=False)
+    bp = _change(asked, rule="bp", modules=None, recompute=False, step_per_block=False)
     num_segments = best_num_segments(_change(bp, precision="fp32"), report)
     rival = replace(bp, num_segments=num_segments)
     named = {"BP": bp, f"BP checkpointed ({num_segments} segments)": rival}
