@@ -23,7 +23,7 @@ from auglocal.device import choose_device
 from auglocal.errors import InputError
 from auglocal.image_folder import MAX_DATASET_BYTES, FileSplit
 from auglocal.randomness import generator_at
-from auglocal.splits import SPLIT_SEED
+from auglocal.splits import SPLIT_SEED, Split
 from auglocal.streaming import DecodingWorkers, StreamedSplit
 
 # Of a folder that is too large for memory, mean and deviation are measured on so many images.
@@ -140,10 +140,10 @@ def place_splits(
 
 def _fit(files: Mapping[str, FileSplit], device: torch.device) -> bool:
     """Whether all images may be held in memory at once; half of a GPU's is left to the network."""
-    sizes = [split.read.decoded_bytes() for split in files.values()]
-    if any(size > MAX_DATASET_BYTES for size in sizes):
+    if any(_is_large(split) for split in files.values()):
         return False
-    return device.type != "cuda" or sum(sizes) <= torch.cuda.mem_get_info(device)[0] // 2
+    needed = sum(split.read.decoded_bytes() for split in files.values())
+    return device.type != "cuda" or needed <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 def _streamed_splits(
@@ -164,12 +164,16 @@ def _measured_images(dataset: Dataset, split: BatchedSplit, crops: bool) -> Iter
 
     All of them where they could be held in memory, whether they are or not: both give the same run.
     """
-    batches = split.batches(1024)
     stored = dataset.splits["train"]
-    if isinstance(split, StreamedSplit) and isinstance(stored, FileSplit):
-        if crops or stored.read.decoded_bytes() > MAX_DATASET_BYTES:
-            generator = generator_at(SPLIT_SEED, "statistics")
-            chosen = torch.randperm(len(split), generator=generator)[:MAX_MEASURED_IMAGES]
-            batches = split.chosen_batches(chosen.sort().values, 1024)
+    batches = split.batches(1024)
+    if isinstance(split, StreamedSplit) and (crops or _is_large(stored)):
+        generator = generator_at(SPLIT_SEED, "statistics")
+        chosen = torch.randperm(len(split), generator=generator)[:MAX_MEASURED_IMAGES]
+        batches = split.chosen_batches(chosen.sort().values, 1024)
     for images, _ in batches:
         yield images
+
+
+def _is_large(split: Split) -> bool:
+    """Whether image files are too many for memory, on whatever device."""
+    return isinstance(split, FileSplit) and split.read.decoded_bytes() > MAX_DATASET_BYTES

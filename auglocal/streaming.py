@@ -30,6 +30,8 @@ MAX_WORKERS = 8
 # 1,024 images, 150 MB at 224 x 224, and none works for long on what nobody wants any more.
 IMAGES_A_PART = 32
 PARTS_AHEAD = 4
+# That a worker lives on after SIGTERM, while the main process ends its batch and saves.
+SECONDS_TO_STOP = 5
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,7 @@ def random_crop(image: Tensor, index: int, draw: CropDraw) -> Tensor:
 class DecodingWorkers:
     """Processes that decode the images of all splits, ahead of who reads them; started when needed.
 
-    They live as long as this object. They do not mind Ctrl-C: it is sent to them too, and the run
-    stops after a batch that they have yet to deliver.
+    They live as long as this object.
     """
 
     def __init__(
@@ -148,27 +149,26 @@ class DecodingWorkers:
 
     def _start(self) -> Iterator[Tensor | Exception]:
         """Begin to decode `_parts`, with the workers that there are or with new ones."""
-        with _own_signals():
+        with _own_signals(), warnings.catch_warnings():
+            # Who asks for more workers than there are cores knows why.
+            warnings.filterwarnings("ignore", "This DataLoader will create")
             if self._loader is None:
                 self._loader = self._make_loader()
             return iter(self._loader)
 
     def _make_loader(self) -> DataLoader[Tensor | Exception]:
         at_work = self.num_workers > 0
-        with warnings.catch_warnings():
-            # More workers than cores are who asked for them's own choice.
-            warnings.filterwarnings("ignore", "This DataLoader will create")
-            return DataLoader(
-                self._decoder,
-                batch_size=None,
-                sampler=self._parts,
-                num_workers=self.num_workers,
-                prefetch_factor=PARTS_AHEAD if at_work else None,
-                persistent_workers=at_work,
-                pin_memory=self._pin_memory,
-                worker_init_fn=_ignore_stop_requests,
-                generator=torch.Generator(),  # its own, or it would draw from the run's
-            )
+        return DataLoader(
+            self._decoder,
+            batch_size=None,
+            sampler=self._parts,
+            num_workers=self.num_workers,
+            prefetch_factor=PARTS_AHEAD if at_work else None,
+            persistent_workers=at_work,
+            pin_memory=self._pin_memory,
+            worker_init_fn=_outlive_stop_requests,
+            generator=torch.Generator(),  # its own, or it would draw from the run's
+        )
 
     def _death(self) -> WorkError:
         """What to say when a worker died."""
@@ -205,10 +205,18 @@ def _own_signals() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def _ignore_stop_requests(worker_index: int) -> None:
-    """Leave it to the main process when to end: it ends its workers, and they end without it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _outlive_stop_requests(worker_index: int) -> None:
+    """Leave it to the main process when to end, which is soon: a terminal signals its workers too.
+
+    The main process sends SIGTERM itself to workers that hang, so that one is put off only.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # whose own action is to end the process
+        signal.signal(signal.SIGTERM, _stop_soon)
+
+
+def _stop_soon(number: int, frame: object) -> None:
+    signal.alarm(SECONDS_TO_STOP)
 
 
 def default_workers() -> int:
@@ -273,12 +281,17 @@ class StreamedSplit:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images, labels) on the device for the indices (batch,) of each batch."""
         parts_by_batch = [torch.split(indices, IMAGES_A_PART) for indices in batches]
-        decoded = self.workers.decode(
-            Part(self.name, tuple(part.tolist()), draw)
-            for parts in parts_by_batch
-            for part in parts
-        )
+        decoded = self.workers.decode(_make_parts(self.name, parts_by_batch, draw))
         device = self.labels.device
         for parts in parts_by_batch:
             images = [next(decoded).to(device, non_blocking=True) for _ in parts]
             yield torch.cat(images), self.labels[torch.cat(parts).to(device)]
+
+
+def _make_parts(
+    split: str, indices_by_batch: Iterable[Iterable[Tensor]], draw: CropDraw | None
+) -> Iterator[Part]:
+    """Yield what the workers are asked for; no method, or the workers would hold their user."""
+    for batch in indices_by_batch:
+        for indices in batch:
+            yield Part(split, tuple(indices.tolist()), draw)
