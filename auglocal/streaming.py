@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,8 @@ IMAGES_A_PART = 32
 PARTS_AHEAD = 4
 # That a worker lives on after SIGTERM, while the main process ends its batch and saves.
 SECONDS_TO_STOP = 5
+# Forked workers share the file names with the run, start at once, and notice when it is killed.
+START_METHOD = "fork" if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,8 @@ class DecodingWorkers:
         with _own_signals(), warnings.catch_warnings():
             # Who asks for more workers than there are cores knows why.
             warnings.filterwarnings("ignore", "This DataLoader will create")
+            # Workers only decode; what other threads of the run held when they forked is not used.
+            warnings.filterwarnings("ignore", "This process .* is multi-threaded")
             if self._loader is None:
                 self._loader = self._make_loader()
             return iter(self._loader)
@@ -166,6 +171,7 @@ class DecodingWorkers:
             prefetch_factor=PARTS_AHEAD if at_work else None,
             persistent_workers=at_work,
             pin_memory=self._pin_memory,
+            multiprocessing_context=START_METHOD if at_work else None,
             worker_init_fn=_outlive_stop_requests,
             generator=torch.Generator(),  # its own, or it would draw from the run's
         )

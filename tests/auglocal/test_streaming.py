@@ -35,8 +35,6 @@ from auglocal.runs import RunFolder, create_run, load_state
 from auglocal.streaming import CropDraw, DecodingWorkers, StreamedSplit, random_crop
 from auglocal.training import Listener, StepReport, train
 
-# Python from 3.12 on warns of what PyTorch's workers are by default: processes that are forked.
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 CPU = torch.device("cpu")
 SHIFTS = Augmentation(2, "reflect", True)
 CROPS = RandomResizedCrop()
@@ -431,7 +429,7 @@ def test_a_stopped_or_killed_command_leaves_no_workers_and_goes_on(
     assert group is not None
     try:
         wait_until(folder.checkpoint.exists, 60)
-        assert len(group_members(group)) == 3
+        assert len(group_members(group)) >= 3  # and a tracker of resources
         if number == signal.SIGKILL:
             process.kill()  # its workers are not told
         else:
@@ -447,10 +445,9 @@ def test_a_stopped_or_killed_command_leaves_no_workers_and_goes_on(
     assert saved["epoch"] < 20
     # What is left of the run goes as it would have gone: as far as another epoch here.
     shutil.copytree(folder.path, tmp_path / "on")
-    short = replace(config, epochs=20)
     for path in (tmp_path / "on", tmp_path / "whole"):
         listener = epochs_listener(saved["epoch"] + 2)
-        assert not run(replace(short, workers=0), path, listener)
+        assert not run(replace(config, workers=0), path, listener)
     states = [load_state(RunFolder(tmp_path / name)) for name in ("on", "whole")]
     weights, same = (state["network"] for state in states if state is not None)
     assert all(torch.equal(value, same[key]) for key, value in weights.items())
