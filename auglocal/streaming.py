@@ -208,7 +208,8 @@ def _own_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, handler)
+        if handler is not None:  # None: not set from Python
+            signal.signal(signal.SIGCHLD, handler)
 
 
 def _outlive_stop_requests(worker_index: int) -> None:

@@ -158,8 +158,10 @@ def main() -> None:
             ratio = rates["in memory"] / rate
             print(f"{batch_size:>5}  {name:<28} {rate:>9,.0f}  {ratio:>16.1f}")
     if options.files:
-        for name, rate in streamed_rates(options.files, options.workers, options.rounds).items():
-            print(f"{64:>5}  {name:<28} {rate:>9,.0f}")
+        rates = streamed_rates(options.files, options.workers, options.rounds)
+        for name, rate in rates.items():
+            per_worker = rate / max(1, int(name.split()[1]))
+            print(f"{64:>5}  {name:<28} {rate:>9,.0f}  {per_worker:>8,.0f} a worker")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -165,6 +166,20 @@ def test_evaluation_of_a_stream_is_that_of_images_in_memory(photos: Path) -> Non
     assert measured[0].samples == 80
 
 
+def test_the_command_evaluates_a_stream(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(make_config(photos, epochs=1), tmp_path / "run", Listener())
+    command = ["evaluate", str(tmp_path / "run" / "checkpoint.safetensors"), "--json"]
+    command += ["--dataset", f"imagefolder:{photos}", "--device", "cpu", "--split", "train"]
+    outcomes = []
+    for more in (["--stream", "--workers", "1"], ["--no-stream"]):
+        assert main([*command, *more]) == 0
+        outcomes.append(json.loads(capsys.readouterr().out))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0]["samples"] == 80
+
+
 def test_a_held_out_split_is_streamed_by_its_own_files(photos: Path) -> None:
     dataset = open_photos(photos, validation_samples=10)
     streamed, resident = place(dataset, 1, stream=True), place(dataset, 0, stream=False)
@@ -232,7 +247,9 @@ def test_mean_and_deviation_of_a_large_folder_are_measured_on_a_fixed_sample(
     whole = prepare_material(make_config(photos), download=False)
     monkeypatch.setattr("auglocal.material.MAX_MEASURED_IMAGES", 60)
     crops = make_config(photos, augmentation="random-resized-crop", workers=0)
-    first, second = (prepare_material(crops, download=False) for _ in range(2))
+    first = prepare_material(crops, download=False)
+    monkeypatch.setattr("auglocal.material.MAX_DATASET_BYTES", 80 * 3 * 16 * 16 - 1)
+    second = prepare_material(make_config(photos, workers=1), download=False)
     assert first.normalisation == second.normalisation != whole.normalisation
     assert first.mean == pytest.approx(whole.mean, abs=0.03)
 
