@@ -1,12 +1,14 @@
 """What training does to images: order, augmentation and normalisation, in batches on the device.
 
-In: uint8 images of a whole split. Out: batches, each draw fixed by (seed, epoch, step).
+In: uint8 images of a whole split. Out: batches, each draw fixed by (seed, epoch, step). Images that
+stay on disk are the subject of `auglocal.streaming`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +23,19 @@ class Augmentation:
     padding: int
     border: str
     flip: bool
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random part of each image as it is stored, resized to the network's input; and mirroring.
+
+    Its area is a share of the image's drawn from `scale`, its width / height is drawn from `ratio`.
+    Source: the usual ImageNet recipe, with torchvision's default ranges.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,12 +68,14 @@ def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generat
     if augmentation.flip:
         mirrored = torch.rand(num_images, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    inside = _inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :]
-    rows, columns = _reflect(rows, height), _reflect(columns, width)
-    index = (rows[:, :, None] * width + columns[:, None, :]).reshape(num_images, 1, -1)
+    source_rows, source_columns = _reflect(rows, height), _reflect(columns, width)
+    index = (source_rows[:, :, None] * width + source_columns[:, None, :]).flatten(1).unsqueeze(1)
     moved = images.flatten(2).gather(2, index.to(images.device).expand(-1, images.shape[1], -1))
     moved = moved.view_as(images)
-    return moved if augmentation.border == "reflect" else moved * inside[:, None].to(moved.device)
+    if augmentation.border == "reflect":
+        return moved
+    inside = _inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :]
+    return moved * inside[:, None].to(moved.device)
 
 
 def _inside(positions: Tensor, length: int) -> Tensor:
@@ -73,42 +90,99 @@ def _reflect(positions: Tensor, length: int) -> Tensor:
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(pixel / 255 - mean) / std by channel: uint8 (N, C, H, W) -> float32 of the same shape."""
     shape = (1, -1, 1, 1)
-    offset = torch.tensor(mean, device=images.device).view(shape)
-    scale = torch.tensor(std, device=images.device).view(shape)
-    return (images.float() / 255 - offset) / scale
+    # As pixel * scale + offset, in place: a third of the time of the formula as it stands.
+    scale = torch.tensor([1 / (255 * deviation) for deviation in std], device=images.device)
+    offset = torch.tensor([-m / deviation for m, deviation in zip(mean, std)], device=images.device)
+    return images.float().mul_(scale.view(shape)).add_(offset.view(shape))
 
 
-def training_batches(
-    images: Tensor,
-    labels: Tensor,
-    batch_size: int,
-    *,
-    seed: int,
-    epoch: int,
-    first_step: int,
-    augmentation: Augmentation | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of an epoch from `first_step` on; order and draws follow from the place.
+class BatchedSplit(Protocol):
+    """A split that training and evaluation read batch by batch, wherever its images lie."""
 
-    Args:
-        images: uint8, (N, C, H, W).
-        labels: int64, (N,), on the same device.
-        batch_size: images a batch; the last may be smaller, see `num_batches`.
-        seed: of the run.
-        epoch: from 0; with the seed it decides the order, and with the step the augmentation.
-        first_step: batches to leave out at the start.
-        augmentation: None leaves the images as they are.
+    @property
+    def labels(self) -> Tensor:
+        """All labels, int64, (N,), on the device."""
 
-    Yields:
-        (images uint8, labels) of one batch.
-    """
-    order = torch.randperm(len(images), generator=generator_at(seed, "order", epoch))
-    for step in range(first_step, num_batches(len(images), batch_size)):
-        chosen = order[step * batch_size : (step + 1) * batch_size].to(images.device)
-        batch = images[chosen]
-        if augmentation is not None:
-            batch = augment(batch, augmentation, generator_at(seed, "augment", epoch, step))
-        yield batch, labels[chosen]
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image of a batch."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def training_batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        first_step: int,
+        augmentation: Augmentation | RandomResizedCrop | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield an epoch's batches from `first_step` on; order and draws follow from the place.
+
+        Args:
+            batch_size: images a batch; the last may be smaller, see `num_batches`.
+            seed: of the run.
+            epoch: from 0; with the seed it decides the order, and with the step or the image the
+                augmentation.
+            first_step: batches to leave out at the start.
+            augmentation: None leaves the images as evaluation sees them.
+
+        Yields:
+            (images uint8 (N, C, H, W), labels int64 (N,)) of one batch, on the device.
+        """
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all images in order, as evaluation sees them: (images uint8, labels) by batch."""
+
+
+@dataclass(frozen=True)
+class ResidentSplit:
+    """A `BatchedSplit` that is on the device as a whole: images uint8 (N, C, H, W), labels (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def training_batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        first_step: int,
+        augmentation: Augmentation | RandomResizedCrop | None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `BatchedSplit.training_batches`."""
+        assert not isinstance(augmentation, RandomResizedCrop), "its images stay on disk"
+        for step, indices in epoch_order(len(self), batch_size, seed, epoch, first_step):
+            chosen = indices.to(self.images.device)
+            batch = self.images.index_select(0, chosen)  # copies whole images; indexing does not
+            if augmentation is not None:
+                batch = augment(batch, augmentation, generator_at(seed, "augment", epoch, step))
+            yield batch, self.labels[chosen]
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `BatchedSplit.batches`."""
+        yield from zip(torch.split(self.images, batch_size), torch.split(self.labels, batch_size))
+
+
+def epoch_order(
+    num_images: int, batch_size: int, seed: int, epoch: int, first_step: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (step, indices int64 (batch,)) of an epoch's batches from `first_step` on."""
+    order = torch.randperm(num_images, generator=generator_at(seed, "order", epoch))
+    for step in range(first_step, num_batches(num_images, batch_size)):
+        yield step, order[step * batch_size : (step + 1) * batch_size]
 
 
 def num_batches(num_images: int, batch_size: int) -> int:
@@ -117,19 +191,18 @@ def num_batches(num_images: int, batch_size: int) -> int:
     return full + (rest > 1)
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of pixel values in [0, 1] by channel, to four decimals.
 
     Args:
-        images: uint8, (N, C, H, W).
+        batches: at least one; uint8, (N, C, H, W).
     """
-    count = images.numel() // images.shape[1]
-    total = torch.zeros(images.shape[1], dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for start in range(0, len(images), 1024):
-        values = images[start : start + 1024].double().cpu() / 255
-        total += values.sum(dim=(0, 2, 3))
-        squares += values.square().sum(dim=(0, 2, 3))
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=1e-8).sqrt()
+    sums, count = torch.zeros(2, 1, dtype=torch.float64), 0
+    for images in batches:
+        values = images.double().cpu() / 255
+        moments = values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3))
+        sums = sums + torch.stack(moments)
+        count += images.numel() // images.shape[1]
+    mean, square = sums / count
+    std = (square - mean.square()).clamp(min=1e-8).sqrt()
     return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())

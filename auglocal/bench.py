@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from auglocal.acceleration import Stepper
-from auglocal.batches import normalise, training_batches
+from auglocal.batches import ResidentSplit, normalise
 from auglocal.config import PRECISION_NAMES, TrainConfig
 from auglocal.data import CIFAR_AUGMENTATION, CIFAR_MEAN, CIFAR_STD
 from auglocal.memory import Subject, measure_step
@@ -166,17 +166,12 @@ def time_pipeline(batch_size: int, device: torch.device, num_rounds: int) -> flo
     """Seconds an image to shuffle, augment and normalise 3x32x32 images: the fastest round."""
     images = torch.randint(256, (PIPELINE_IMAGES, 3, 32, 32), dtype=torch.uint8, device=device)
     labels = torch.zeros(PIPELINE_IMAGES, dtype=torch.int64, device=device)
+    split = ResidentSplit(images, labels)
     seconds = []
     for round_index in range(num_rounds + 1):
         started = time.perf_counter()
-        batches = training_batches(
-            images,
-            labels,
-            batch_size,
-            seed=0,
-            epoch=round_index,
-            first_step=0,
-            augmentation=CIFAR_AUGMENTATION,
+        batches = split.training_batches(
+            batch_size, seed=0, epoch=round_index, first_step=0, augmentation=CIFAR_AUGMENTATION
         )
         for pixels, _ in batches:
             batch = normalise(pixels, CIFAR_MEAN, CIFAR_STD)

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from auglocal.backbones.registry import build_backbone
-from auglocal.data import check_dataset_name
+from auglocal.data import AUGMENTATIONS, check_dataset_name
 from auglocal.errors import InputError
 from auglocal.rules.registry import Rule, make_rule
 from auglocal.schedule import SCHEDULES
@@ -63,7 +63,10 @@ class TrainConfig:
     )
     momentum: float = option(0.9, "Nesterov momentum")
     weight_decay: float = option(1e-4, "L2 penalty on every parameter")
-    augment: bool = option(True, "shift and flip training images as the data set's recipe says")
+    augment: bool = option(True, "change training images at random; how is the next option")
+    augmentation: str = option(
+        "data-set", "data-set: as its recipe says; crop-and-flip; random-resized-crop of files"
+    )
     validation_samples: int | None = option(
         None, "training images held out to choose best.safetensors (digits 100, others 0)"
     )
@@ -95,6 +98,12 @@ class TrainConfig:
         "them: torchvision:IMAGENET1K_V1, say",
     )
     data_folder: str = option("data", "where downloaded data sets lie")
+    stream: bool | None = option(
+        None, "decode image files while training; otherwise they are held in memory if they fit"
+    )
+    workers: int | None = option(
+        None, "processes that decode (one a core, at most 8); 0 decodes in this one"
+    )
     device: str = option("auto", "auto, cpu, cuda or mps")
 
     def __post_init__(self) -> None:
@@ -106,6 +115,7 @@ class TrainConfig:
                 f"bp trains all layers as one block, not as {self.modules}; leave --modules out, "
                 "or choose another --rule."
             )
+        _require_choice("augmentation", self.augmentation, tuple(AUGMENTATIONS))
         _require_choice("schedule", self.schedule, tuple(SCHEDULES))
         _require_choice("precision", self.precision, PRECISION_NAMES)
         _require_choice("snapshot dtype", self.snapshot_dtype, tuple(WEIGHT_TYPES))
@@ -130,7 +140,8 @@ class TrainConfig:
     def portable(self) -> dict[str, Any]:
         """The record as plain values for a checkpoint: no machine's paths or devices in it."""
         values = asdict(self)
-        del values["data_folder"], values["device"]
+        for name in OF_THIS_MACHINE:
+            del values[name]
         kind, separator, path = self.dataset.partition(":")
         values["dataset"] = f"{kind}{separator}{PurePath(path).name}"
         if self.pretrained is not None:
@@ -145,16 +156,17 @@ class TrainConfig:
 # What the weights of a checkpoint file may be; `auglocal.checkpoint` reads all of them.
 WEIGHT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What may differ when a run goes on: where and in how much memory it computes, and where its data
-# lies, not what it learns.
-MAY_CHANGE = (
-    "device",
+# lies and who decodes it, not what it learns.
+OF_THIS_MACHINE = (
     "data_folder",
-    "recompute",
-    "step_per_block",
+    "device",
+    "stream",
+    "workers",
     "compile",
     "cuda_graph",
     "block_threads",
 )
+MAY_CHANGE = (*OF_THIS_MACHINE, "recompute", "step_per_block")
 PRECISION_NAMES = ("fp32", "bf16")
 DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 SMALLEST = {
@@ -166,6 +178,7 @@ SMALLEST = {
     "validation_samples": 0,
     "image_size": 8,
     "seed": 0,
+    "workers": 0,
 }
 
 

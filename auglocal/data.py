@@ -5,7 +5,7 @@ Images stay uint8 until a batch is made of them (`auglocal.batches`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from auglocal.batches import Augmentation
+from auglocal.batches import Augmentation, RandomResizedCrop
 from auglocal.errors import InputError, WorkError
-from auglocal.image_folder import read_image_folder
+from auglocal.image_folder import FileSplit, Fit, ResizeAndCrop, read_image_folder
 from auglocal.splits import Split, other_indices, stratified_choice
 
 FOLDER_PREFIX = "imagefolder:"
@@ -34,15 +34,16 @@ class Dataset:
         splits: "train" and "test", and "validation" where images are held out.
         augmentation: what training does to its images.
         mean, std: of pixel values in [0, 1], by channel; None: to be measured on "train".
-        resize, interpolation: what was done to the stored images.
+        resize, interpolation: what evaluation does to the stored images: their shorter side is
+            resized to this, and the network's input is cut out of the centre.
         skipped: files that were left out because they cannot be read.
     """
 
     name: str
     title: str
     classes: tuple[str, ...]
-    splits: dict[str, Split]
-    augmentation: Augmentation
+    splits: Mapping[str, Split]
+    augmentation: Augmentation | RandomResizedCrop
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     resize: int | None = None
@@ -65,6 +66,23 @@ class Source:
     interpolation: str | None = None
 
 
+@dataclass(frozen=True)
+class FolderSource:
+    """A named data set in an image folder of that name, and how its images are treated.
+
+    The network's input is `image_size` pixels if nothing else is asked for; evaluation cuts it out
+    of the centre of an image whose shorter side is `margin` times as long.
+    """
+
+    title: str
+    num_classes: int
+    image_size: int
+    margin: float
+    augmentation: RandomResizedCrop
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 def load_dataset(
     name: str,
     *,
@@ -74,43 +92,53 @@ def load_dataset(
     title: str | None = None,
     validation_samples: int | None = None,
     skip_corrupt: bool = False,
+    augmentation: str = "data-set",
 ) -> Dataset:
     """Find a data set and split it; images are read from disk when they are asked for.
 
     Args:
         name: a name in `SOURCES`, or "imagefolder:PATH" for a tree train/CLASS/*, test/CLASS/*
             (or val/CLASS/*).
-        folder: where downloaded sets lie.
+        folder: where downloaded sets lie, and imagenet/.
         download: fetch a set that is not there; nothing is fetched unasked.
         image_size: pixels; resize a folder's images (shorter side, then the centre).
         title: what to call a folder's data; the folder's name if None.
         validation_samples: training images held out, the same ones in every run; None is the
             set's own number.
         skip_corrupt: leave out images of a folder that cannot be read.
+        augmentation: a name in `AUGMENTATIONS`.
 
     Raises:
-        InputError: no such set, or it is not there; the message says what to do.
+        InputError: no such set, or it is not there, or the augmentation does not suit it; the
+            message says what to do.
         WorkError: a download failed.
     """
     check_dataset_name(name)
-    if name.startswith(FOLDER_PREFIX):
+    source = SOURCES.get(name)
+    if source is None:
         dataset = _folder_dataset(name, image_size, title, skip_corrupt)
-        held_out = validation_samples or 0
+    elif isinstance(source, FolderSource):
+        dataset = _named_folder_dataset(name, source, Path(folder), image_size, skip_corrupt)
     else:
-        source = SOURCES[name]
-        dataset = Dataset(
-            name=name,
-            title=source.title,
-            classes=source.classes,
-            splits=source.read(Path(folder), download),
-            augmentation=source.augmentation,
-            mean=source.mean,
-            std=source.std,
-            resize=source.resize,
-            interpolation=source.interpolation,
-        )
-        held_out = source.validation_samples if validation_samples is None else validation_samples
-    return _hold_out(dataset, held_out)
+        dataset = _stored_dataset(name, source, Path(folder), download)
+    if validation_samples is None:
+        validation_samples = source.validation_samples if isinstance(source, Source) else 0
+    return _hold_out(_augmented(dataset, augmentation), validation_samples)
+
+
+def _stored_dataset(name: str, source: Source, folder: Path, download: bool) -> Dataset:
+    """A named data set whose images are arrays."""
+    return Dataset(
+        name=name,
+        title=source.title,
+        classes=source.classes,
+        splits=source.read(folder, download),
+        augmentation=source.augmentation,
+        mean=source.mean,
+        std=source.std,
+        resize=source.resize,
+        interpolation=source.interpolation,
+    )
 
 
 def _folder_dataset(
@@ -118,7 +146,7 @@ def _folder_dataset(
 ) -> Dataset:
     """The data set of an image folder; its normalisation is measured when it is trained on."""
     root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-    found = read_image_folder(root, image_size, skip_corrupt=skip_corrupt)
+    found = read_image_folder(root, Fit(image_size), skip_corrupt=skip_corrupt)
     return Dataset(
         name=name,
         title=title or root.name,
@@ -131,6 +159,51 @@ def _folder_dataset(
         interpolation="bilinear" if image_size else None,
         skipped=found.skipped,
     )
+
+
+def _named_folder_dataset(
+    name: str, source: FolderSource, folder: Path, image_size: int | None, skip_corrupt: bool
+) -> Dataset:
+    """A named data set that lies in a folder of its name."""
+    root = folder / name
+    if not root.is_dir():
+        raise InputError(
+            f"{source.title} is not in the folder {str(root)!r}, and it is never downloaded; lay "
+            f"it out there as train/CLASS/* and val/CLASS/* with {source.num_classes:,} class "
+            f"folders, or give --data-folder for the folder that holds {name}/."
+        )
+    size = image_size or source.image_size
+    view = ResizeAndCrop(round(size * source.margin), size)
+    found = read_image_folder(root, view, skip_corrupt=skip_corrupt)
+    if len(found.classes) != source.num_classes:
+        raise InputError(
+            f"{root} holds {len(found.classes):,} class folders, and {source.title} has "
+            f"{source.num_classes:,}; complete it, or give --dataset imagefolder:{root} for a part."
+        )
+    return Dataset(
+        name=name,
+        title=source.title,
+        classes=found.classes,
+        splits=found.splits,
+        augmentation=source.augmentation,
+        mean=source.mean,
+        std=source.std,
+        resize=view.resize,
+        interpolation="bilinear",
+        skipped=found.skipped,
+    )
+
+
+def _augmented(dataset: Dataset, name: str) -> Dataset:
+    """The data set with the augmentation of that name."""
+    augmentation = AUGMENTATIONS[name] or dataset.augmentation
+    of_files = all(isinstance(split, FileSplit) for split in dataset.splits.values())
+    if isinstance(augmentation, RandomResizedCrop) and not of_files:
+        raise InputError(
+            f"The augmentation random-resized-crop cuts from image files, and {dataset.title} has "
+            "none; give --augmentation crop-and-flip."
+        )
+    return replace(dataset, augmentation=augmentation)
 
 
 def check_dataset_name(name: str) -> None:
@@ -238,7 +311,14 @@ CIFAR_STD = (63.0 / 255, 62.1 / 255, 66.7 / 255)
 CIFAR_AUGMENTATION = Augmentation(padding=4, border="reflect", flip=True)
 DIGIT_AUGMENTATION = Augmentation(padding=2, border="zero", flip=False)
 
-SOURCES: dict[str, Source] = {
+# What a configuration may ask for; None is the data set's own.
+AUGMENTATIONS: dict[str, Augmentation | RandomResizedCrop | None] = {
+    "data-set": None,
+    "crop-and-flip": CIFAR_AUGMENTATION,
+    "random-resized-crop": RandomResizedCrop(),
+}
+
+SOURCES: dict[str, Source | FolderSource] = {
     "digits": Source(
         title="scikit-learn digits",
         read=_read_digits,
@@ -281,5 +361,14 @@ SOURCES: dict[str, Source] = {
         augmentation=CIFAR_AUGMENTATION,
         mean=HALF,
         std=HALF,
+    ),
+    "imagenet": FolderSource(
+        title="ImageNet",
+        num_classes=1000,
+        image_size=224,
+        margin=256 / 224,
+        augmentation=RandomResizedCrop(),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
     ),
 }

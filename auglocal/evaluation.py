@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from auglocal.backbones.backbone import Backbone
-from auglocal.batches import normalise
+from auglocal.batches import BatchedSplit, normalise
 from auglocal.local_loss import LocalClassifier
 from auglocal.network import OUTPUT_BLOCK, LocalNetwork
 from auglocal.statistics import wilson_interval
@@ -36,8 +36,7 @@ class Accuracy:
 
 def evaluate(
     backbone: Backbone,
-    images: Tensor,
-    labels: Tensor,
+    split: BatchedSplit,
     mean: Sequence[float],
     std: Sequence[float],
     *,
@@ -48,8 +47,7 @@ def evaluate(
 
     Args:
         backbone: what is measured.
-        images: uint8, (N, C, H, W), on the backbone's device.
-        labels: int64, (N,), there too.
+        split: images and labels, on the backbone's device.
         mean: of pixel values in [0, 1], by channel.
         std: likewise.
         batch_size: images at a time.
@@ -57,21 +55,19 @@ def evaluate(
     """
     was_training = backbone.training
     backbone.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=images.device)
+    correct = torch.zeros((), dtype=torch.int64, device=split.labels.device)
     with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            logits = backbone(normalise(batch, mean, std))
-            correct += (logits.argmax(dim=1) == labels[start : start + batch_size]).sum()
-            report(len(batch))
+        for images, labels in split.batches(batch_size):
+            logits = backbone(normalise(images, mean, std))
+            correct += (logits.argmax(dim=1) == labels).sum()
+            report(len(images))
     backbone.train(was_training)
-    return Accuracy(int(correct), len(images))
+    return Accuracy(int(correct), len(split))
 
 
 def evaluate_blocks(
     network: LocalNetwork,
-    images: Tensor,
-    labels: Tensor,
+    split: BatchedSplit,
     mean: Sequence[float],
     std: Sequence[float],
     *,
@@ -87,17 +83,15 @@ def evaluate_blocks(
     was_training = network.training
     network.eval()
     correct = {
-        name: torch.zeros((), dtype=torch.int64, device=images.device)
+        name: torch.zeros((), dtype=torch.int64, device=split.labels.device)
         for name in network.block_names
     }
     with torch.inference_mode():
-        for start in range(0, len(images), batch_size):
-            batch_labels = labels[start : start + batch_size]
-            batch = normalise(images[start : start + batch_size], mean, std)
-            for name, logits in _block_logits(network, batch):
-                correct[name] += (logits.argmax(dim=1) == batch_labels).sum()
+        for images, labels in split.batches(batch_size):
+            for name, logits in _block_logits(network, normalise(images, mean, std)):
+                correct[name] += (logits.argmax(dim=1) == labels).sum()
     network.train(was_training)
-    return {name: Accuracy(int(count), len(images)) for name, count in correct.items()}
+    return {name: Accuracy(int(count), len(split)) for name, count in correct.items()}
 
 
 def _block_logits(network: LocalNetwork, images: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from auglocal.acceleration import Stepper, plain_modules
-from auglocal.batches import training_batches
 from auglocal.checkpoint import (
     CheckpointMetadata,
     package_versions,
@@ -141,7 +140,7 @@ def prepare_state(config: TrainConfig, material: Material, saved: dict[str, Any]
     )
     if saved is None and config.pretrained is not None:
         load_pretrained(network.backbone, config.architecture, config.pretrained)
-    state = make_state(config, network, material.splits["train"].images.device)
+    state = make_state(config, network, material.device)
     if saved is not None:
         unpack_state(state, saved)
     return state
@@ -156,11 +155,8 @@ def run_epoch(
     stepper: Stepper,
 ) -> bool:
     """Train to the end of the epoch in progress; False when the listener asked to stop."""
-    train_split = material.splits["train"]
     schedule = SCHEDULES[config.schedule]
-    batches = training_batches(
-        train_split.images,
-        train_split.labels,
+    batches = material.splits["train"].training_batches(
         config.batch_size,
         seed=config.seed,
         epoch=state.epoch,
@@ -168,11 +164,11 @@ def run_epoch(
         augmentation=material.dataset.augmentation if config.augment else None,
     )
     state.network.train()
+    started = time.perf_counter()
     for pixels, labels in batches:
         if listener.should_stop():
             check_losses(state)
             return False
-        started = time.perf_counter()
         step = state.epoch * steps_per_epoch + state.step
         rate = schedule(step, steps_per_epoch, config.epochs, config.learning_rate)
         # Dropout and the like draw from the global generator.
@@ -184,6 +180,7 @@ def run_epoch(
         if check:
             check_losses(state)
         listener.on_step(_step_report(config, state, steps_per_epoch, read=check))
+        started = time.perf_counter()  # what comes next, waiting for a batch, is part of a step
     check_losses(state)
     return True
 
@@ -247,8 +244,7 @@ def measure(config: TrainConfig, material: Material, state: State) -> dict[str, 
     for name in ("validation", "test"):
         if name not in material.splits:
             continue
-        split = material.splits[name]
-        images = (split.images, split.labels, material.mean, material.std)
+        images = (material.splits[name], material.mean, material.std)
         if every_block:
             by_block = evaluate_blocks(state.network, *images)
             local = {block: accuracy.value for block, accuracy in by_block.items()}

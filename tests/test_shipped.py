@@ -11,6 +11,7 @@ import pytest
 from analysis.models import open_model
 from analysis.run import run_study
 from analysis.study import load_study
+from auglocal.batches import ResidentSplit
 from auglocal.checkpoint import load_checkpoint
 from auglocal.data import load_dataset
 from auglocal.evaluation import evaluate
@@ -64,7 +65,10 @@ def test_the_digits_networks_have_the_accuracy_that_they_claim(rule: str) -> Non
     metadata = checkpoint.metadata
     test = load_dataset("digits").splits["test"]
     accuracy = evaluate(
-        checkpoint.build_backbone(), test.images, test.labels, metadata.mean, metadata.std
+        checkpoint.build_backbone(),
+        ResidentSplit(test.images, test.labels),
+        metadata.mean,
+        metadata.std,
     )
     # Another processor may round one image in a thousand to the other side.
     assert accuracy.value == pytest.approx(metadata.accuracy["value"], abs=0.0011)

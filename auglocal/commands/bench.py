@@ -136,8 +136,8 @@ def bench_table(document: dict[str, Any]) -> str:
             *lines,
             "",
             "of BP: to BP in fp32 of the same layout; of fastest BP: to the faster layout.",
-            f"Evaluation of the backbone: {document['evaluation_images_per_second']:,.0f} images/s, "
-            f"{document['evaluation_ratio']:.1f} times the fastest training step.",
+            f"Evaluation of the backbone: {document['evaluation_images_per_second']:,.0f} "
+            f"images/s, {document['evaluation_ratio']:.1f} times the fastest training step.",
             f"Shuffling, augmenting and normalising 32x32 images: "
             f"{document['pipeline_images_per_second']:,.0f} images/s.",
             f"Fastest here: {fastest['name']} --precision {fastest['precision']} "

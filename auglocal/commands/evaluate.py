@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from auglocal.batches import BatchedSplit
 from auglocal.checkpoint import CheckpointMetadata, load_checkpoint
 from auglocal.commands.shared import (
     CHOICES,
@@ -23,13 +25,14 @@ from auglocal.data import SOURCES, Dataset, load_dataset
 from auglocal.device import choose_device
 from auglocal.errors import InputError
 from auglocal.evaluation import Accuracy, evaluate
-from auglocal.splits import Split
+from auglocal.material import place_splits
 
 # Where the options of a training run mean something else here, or have another default.
 HELP = {
     "dataset": f"data to measure on: {', '.join(CHOICES['dataset'])} (default: the data that the "
     "checkpoint was trained on)",
     "image_size": "resize the images of a folder to this many pixels (default: the checkpoint's)",
+    "stream": "decode image files while measuring; otherwise they are held in memory if they fit",
     "validation_samples": "training images held out as the validation split (digits 100, others 0)",
 }
 
@@ -45,7 +48,8 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     names = ["dataset", "image_size", "dataset_title", "validation_samples", "skip_corrupt"]
-    add_config_options(parser, [*names, "data_folder", "device"], help_by_name=HELP)
+    names += ["data_folder", "device", "stream", "workers"]
+    add_config_options(parser, names, help_by_name=HELP)
     parser.add_argument(
         "--batch-size", type=int, default=500, help="images at a time (default: 500)"
     )
@@ -68,12 +72,15 @@ def run_evaluate(options: argparse.Namespace) -> int:
         skip_corrupt=config.skip_corrupt,
     )
     report_skipped(dataset)
-    split = _fitting_split(checkpoint.metadata, dataset, options)
+    _require_split(checkpoint.metadata, dataset, options)
+    dataset = replace(dataset, splits={options.split: dataset.splits[options.split]})
+    splits = place_splits(dataset, device, stream=config.stream, num_workers=config.workers)
+    split = splits[options.split]
+    _require_size(checkpoint.metadata, dataset, split, options)
     with tqdm(total=len(split), unit="image", file=sys.stderr, leave=False) as bar:
         accuracy = evaluate(
             checkpoint.build_backbone().to(device),
-            split.images.to(device),
-            split.labels.to(device),
+            split,
             checkpoint.metadata.mean,
             checkpoint.metadata.std,
             batch_size=options.batch_size,
@@ -97,11 +104,10 @@ def _make_config(metadata: CheckpointMetadata, options: argparse.Namespace) -> T
     return TrainConfig(**given)
 
 
-def _fitting_split(
+def _require_split(
     metadata: CheckpointMetadata, dataset: Dataset, options: argparse.Namespace
-) -> Split:
-    """The split asked for, if the network was made for such images and classes."""
-    name = options.checkpoint.name
+) -> None:
+    """Refuse a split that is not there, or whose classes the network was not made for."""
     if options.split not in dataset.splits:
         raise InputError(
             f"{dataset.title} has no split {options.split!r}; choose one of "
@@ -109,18 +115,24 @@ def _fitting_split(
         )
     if dataset.classes != metadata.classes:
         raise InputError(
-            f"{name} tells {metadata.num_classes} classes apart "
+            f"{options.checkpoint.name} tells {metadata.num_classes} classes apart "
             f"({', '.join(metadata.classes[:3])}, ...) and {dataset.title} has others "
             f"({', '.join(dataset.classes[:3])}, ...); give --dataset the data it was trained for."
         )
-    split = dataset.splits[options.split]
-    size = tuple(split.images.shape[1:])
-    if size != metadata.input_size:
+
+
+def _require_size(
+    metadata: CheckpointMetadata,
+    dataset: Dataset,
+    split: BatchedSplit,
+    options: argparse.Namespace,
+) -> None:
+    """Refuse images that the network was not made for."""
+    if split.image_shape != metadata.input_size:
         raise InputError(
-            f"{name} takes images of {metadata.input_size} and {dataset.title} has {size}; give "
-            "another --dataset or an --image-size."
+            f"{options.checkpoint.name} takes images of {metadata.input_size} and {dataset.title} "
+            f"has {split.image_shape}; give another --dataset or an --image-size."
         )
-    return split
 
 
 def _print_accuracy(accuracy: Accuracy, dataset: Dataset, options: argparse.Namespace) -> None:

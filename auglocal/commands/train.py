@@ -154,7 +154,7 @@ def _dry_run(config: TrainConfig, material: Material, options: argparse.Namespac
     outcome = {
         "config": config.portable(),
         "out": str(_out_folder(config, options)),
-        "training_images": len(material.splits["train"].images),
+        "training_images": len(material.splits["train"]),
         "runs": num_runs,
         "steps": steps,
         "parameters": plan["parameters"],
@@ -173,9 +173,8 @@ def _dry_run(config: TrainConfig, material: Material, options: argparse.Namespac
 
 def _seconds_per_step(config: TrainConfig, material: Material) -> float:
     """Seconds of one training step: the best of three, after one to warm up."""
-    split = material.splits["train"]
     state = prepare_state(config, material, None)
-    pixels, labels = split.images[: config.batch_size], split.labels[: config.batch_size]
+    pixels, labels = next(material.splits["train"].batches(config.batch_size))
     images = material.normalise(pixels).to(memory_format=memory_format(config))
     seconds = []
     with contextlib.closing(Stepper(config, state, _warn)) as stepper:

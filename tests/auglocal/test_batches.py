@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from auglocal.batches import (
     Augmentation,
+    ResidentSplit,
     augment,
     channel_statistics,
     normalise,
     num_batches,
-    training_batches,
 )
 
 
@@ -61,18 +61,42 @@ def test_no_padding_and_no_flip_change_nothing() -> None:
 
 def test_normalised_training_images_have_mean_zero_and_deviation_one() -> None:
     images = make_images(200)
-    mean, std = channel_statistics(images)
+    mean, std = channel_statistics(images.split(64))
     values = normalise(images, mean, std)
     torch.testing.assert_close(values.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
     deviation = values.std(dim=(0, 2, 3), correction=0)
     torch.testing.assert_close(deviation, torch.ones(3), atol=1e-3, rtol=0)
 
 
+def test_normalising_is_the_formula_to_rounding() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, -1, -1)
+    mean, std = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
+    pixels = images.double() / 255
+    exact = torch.stack([(pixels[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+    values = normalise(images, mean, std)
+    assert values.dtype == torch.float32
+    assert (values - exact).abs().max() < 1e-6
+
+
+def test_statistics_do_not_depend_on_the_batches() -> None:
+    images = make_images(50)
+    pixels = images.double() / 255
+    mean, std = channel_statistics(images.split(7))
+    assert mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=5.1e-5)
+    assert std == pytest.approx(pixels.std(dim=(0, 2, 3), correction=0).tolist(), abs=5.1e-5)
+
+
+def test_batches_in_order_are_the_split() -> None:
+    split = ResidentSplit(make_images(20), torch.arange(20))
+    images, labels = (torch.cat(parts) for parts in zip(*split.batches(6)))
+    assert torch.equal(images, split.images)
+    assert torch.equal(labels, split.labels)
+    assert split.image_shape == (3, 8, 8)
+    assert len(split) == 20
+
+
 def collect(first_step: int = 0, epoch: int = 0, seed: int = 0) -> list[torch.Tensor]:
-    images = make_images(20)
-    batches = training_batches(
-        images,
-        torch.arange(20),
+    batches = ResidentSplit(make_images(20), torch.arange(20)).training_batches(
         6,
         seed=seed,
         epoch=epoch,

@@ -26,6 +26,7 @@ def test_a_portable_record_names_no_place_on_this_machine() -> None:
     config = TrainConfig(dataset="imagefolder:/home/somebody/shades", data_folder="/mnt/data")
     values = config.portable()
     assert values["dataset"] == "imagefolder:shades"
+    assert not values.keys() & {"device", "data_folder", "stream", "workers"}
     assert "/" not in str(values)
 
 
@@ -47,7 +48,7 @@ def test_a_record_from_before_the_newer_options_still_opens() -> None:
     ("field", "value", "message"),
     [
         ("architecture", "alexnet", "no architecture 'alexnet'"),
-        ("dataset", "imagenet", "no data set 'imagenet'"),
+        ("dataset", "mnist", "no data set 'mnist'"),
         ("rule", "hebb", "no rule 'hebb'"),
         ("schedule", "step", "no schedule 'step'; choose one of cosine, published"),
         ("precision", "fp8", "no precision 'fp8'"),
@@ -60,6 +61,8 @@ def test_a_record_from_before_the_newer_options_still_opens() -> None:
         ("weight_decay", -1e-4, "weight decay must be at least 0"),
         ("validation_samples", -1, "validation samples must be at least 0"),
         ("image_size", 4, "image size must be at least 8"),
+        ("augmentation", "mixup", "no augmentation 'mixup'; choose one of data-set, crop-and-flip"),
+        ("workers", -1, "workers must be at least 0, not -1; give --workers 0 or more"),
         ("seed", -1, "seed must be at least 0"),
         ("snapshot_epochs", (2, 1, 1), "must rise, each once; give --snapshot-epochs 1,2"),
         ("snapshot_epochs", (3, 3), "must rise, each once; give --snapshot-epochs 3"),

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from auglocal.batches import Augmentation, RandomResizedCrop
 from auglocal.data import load_dataset
 from auglocal.errors import InputError, WorkError
+from auglocal.image_folder import ResizeAndCrop
 from auglocal.splits import stratified_choice
 
 
@@ -90,6 +92,63 @@ def test_torchvisions_sets_come_channels_first(
     expected = stored.data if name == "svhn" else stored.data.transpose(0, 3, 1, 2)
     assert np.array_equal(split.images.numpy(), expected)
     assert split.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with 1,000 classes of one image each."""
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "val"):
+        for index in range(1000):
+            (folder / "imagenet" / split / f"n{index:08d}").mkdir(parents=True)
+            Image.new("RGB", (50, 40)).save(folder / "imagenet" / split / f"n{index:08d}" / "1.png")
+    return folder
+
+
+def test_imagenet_is_seen_as_its_recipe_says(imagenet: Path) -> None:
+    dataset = load_dataset("imagenet", folder=imagenet)
+    assert len(dataset.classes) == 1000
+    assert (dataset.resize, dataset.interpolation) == (256, "bilinear")
+    assert dataset.augmentation == RandomResizedCrop()
+    assert dataset.splits["test"].take(torch.arange(2)).shape == (2, 3, 224, 224)
+    small = load_dataset("imagenet", folder=imagenet, image_size=56, validation_samples=4)
+    assert small.resize == 64
+    assert len(small.splits["validation"]) == 4
+    assert small.splits["validation"].take(torch.arange(4)).shape == (4, 3, 56, 56)
+
+
+def test_imagenet_that_is_not_there_says_how_to_lay_it_out(tmp_path: Path) -> None:
+    sentence = "never downloaded; lay it out there as train/CLASS/.* and val/CLASS/.* 1,000 class"
+    with pytest.raises(InputError, match=sentence):
+        load_dataset("imagenet", folder=tmp_path, download=True)
+
+
+def test_a_part_of_imagenet_is_no_imagenet(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "imagenet").symlink_to(image_folder)
+    with pytest.raises(InputError, match="2 class folders, and ImageNet has 1,000; .*folder:"):
+        load_dataset("imagenet", folder=tmp_path)
+
+
+def test_imagenets_evaluation_is_the_centre_of_the_resized_image() -> None:
+    ramp = np.add.outer(np.arange(120), np.arange(180)).astype(np.uint8)
+    image = Image.fromarray(np.stack([ramp, ramp // 2, 255 - ramp % 200], axis=2).astype(np.uint8))
+    image = image.resize((450, 300), Image.Resampling.BICUBIC)
+    resized = image.resize((384, 256), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized)[16:240, 80:304].astype(int)
+    seen = ResizeAndCrop(256, 224)(image)
+    assert seen.shape == (224, 224, 3)
+    assert np.abs(seen.astype(int) - expected).max() <= 1  # both round
+
+
+def test_an_augmentation_is_the_one_asked_for(image_folder: Path) -> None:
+    name = f"imagefolder:{image_folder}"
+    assert load_dataset(name).augmentation == Augmentation(4, "reflect", True)
+    crops = load_dataset(name, augmentation="random-resized-crop")
+    assert crops.augmentation == RandomResizedCrop()
+    shifts = load_dataset("digits", augmentation="crop-and-flip")
+    assert shifts.augmentation == Augmentation(4, "reflect", True)
+    with pytest.raises(InputError, match="cuts from image files, and scikit-learn digits has none"):
+        load_dataset("digits", augmentation="random-resized-crop")
 
 
 def test_a_failed_download_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from auglocal.batches import normalise
+from auglocal.batches import ResidentSplit, normalise
 from auglocal.evaluation import evaluate, evaluate_blocks
 from auglocal.rules.registry import RULES, build_network
 
@@ -13,12 +13,13 @@ MEAN = STD = (0.5, 0.5, 0.5)
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8, generator=GENERATOR)
 LABELS = torch.randint(0, 3, (30,), generator=GENERATOR)
+SPLIT = ResidentSplit(IMAGES, LABELS)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_blocks_accuracy_is_that_of_its_own_logits(rule: str) -> None:
     network = build_network("resnet20", RULES[rule](), 3, (3, 16, 16), 0, width=0.5).eval()
-    measured = evaluate_blocks(network, IMAGES, LABELS, MEAN, STD, batch_size=7)
+    measured = evaluate_blocks(network, SPLIT, MEAN, STD, batch_size=7)
     assert tuple(measured) == network.block_names
     with torch.no_grad():
         images = normalise(IMAGES, MEAN, STD)
@@ -33,7 +34,7 @@ def test_a_blocks_accuracy_is_that_of_its_own_logits(rule: str) -> None:
 def test_the_last_blocks_accuracy_is_the_backbones_and_nothing_changes() -> None:
     network = build_network("resnet20", RULES["auglocal"](), 3, (3, 16, 16), 0, width=0.5)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    measured = evaluate_blocks(network, IMAGES, LABELS, MEAN, STD)
-    assert measured["head"] == evaluate(network.backbone, IMAGES, LABELS, MEAN, STD)
+    measured = evaluate_blocks(network, SPLIT, MEAN, STD)
+    assert measured["head"] == evaluate(network.backbone, SPLIT, MEAN, STD)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert all(module.training for module in network.modules())
