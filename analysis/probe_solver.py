@@ -123,8 +123,11 @@ def moments(features: FloatArray) -> tuple[FloatArray, FloatArray]:
     means, scales = [], []
     for columns in column_blocks(*features.shape):
         block = features[:, columns].astype(np.float64)
-        deviation = block.std(axis=0)
-        constant = (np.ptp(block, axis=0) == 0) | (deviation == 0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            deviation = block.std(axis=0)
+        if not np.isfinite(deviation).all():
+            raise ValueError("its features are too large to square in float64")
+        constant = (np.ptp(block, axis=0) == 0) | (deviation < np.finfo(np.float64).tiny)
         means.append(block.mean(axis=0))
         scales.append(np.where(constant, 0, 1 / np.where(constant, 1, deviation)))
     return np.concatenate(means), np.concatenate(scales)
@@ -159,10 +162,9 @@ def minimise(
     Source: Nocedal 1980 (L-BFGS); the scaling is the Hessian at W = 0 of Böhning 1992.
     """
     problem = _Problem(axes, classes, num_classes, penalty)
-    point = np.zeros((num_classes, len(problem.scale)))
-    if start is not None:
-        point = start / problem.scale
-    point, objective, gradient = _descend(problem, point)
+    if start is None:
+        start = np.zeros((num_classes, len(problem.scale)))
+    point, objective, gradient = _descend(problem, start / problem.scale)
     rotated = point * problem.scale
     return Solution(
         weights=axes.weights(rotated[:, :-1]),
@@ -282,4 +284,4 @@ class _History:
         inner = products.diagonal() * bottom + size * (squares @ bottom - self.changes @ flat)
         top = np.linalg.solve(upper.T, inner)
         result = size * (flat - bottom @ self.changes) + top @ self.steps
-        return -result.reshape(gradient.shape)
+        return np.asarray(-result.reshape(gradient.shape))
