@@ -1,6 +1,7 @@
 """What every probe asks of its input.
 
-In: features, labels and options. Out: a ValueError in one sentence where they do not fit. This file knows numpy only.
+In: features, labels and options. Out: a ValueError in one sentence where they do not fit.
+This file knows numpy only.
 """
 
 from __future__ import annotations

@@ -535,6 +535,8 @@ def fit_probe(
         ValueError: features that are not finite, shapes that do not fit, a penalty not above 0.
     """
     check_penalty(penalty)
+    check_labels("train", train_labels, None)
+    check_labels("test", test_labels, None)
     check_features("train", train, train_labels)
     check_features("test", test, test_labels)
     check_widths(train, test)
