@@ -11,11 +11,12 @@ convex in W, so there is one minimum and every solver ends there; this one gets 
 - The features are turned to their principal axes (`PrincipalAxes`), which changes neither f nor
   |W|, and each axis j is scaled by 1 / sqrt(e_j / K + penalty), with e_j its sum of squares. At
   W = 0 the Hessian is (I - 11'/K) / K times Z'Z, so after that it is the identity there, and near
-  it later: L-BFGS needs 15 to 40 evaluations of f where the plain features take 250 to 550.
+  it later: for pooled layers of ResNets and a penalty of 1, L-BFGS needs 20 to 130 evaluations
+  of f where the plain features take 130 to 550.
 - With more features than images the axes come from the N x N Gram matrix, in blocks of columns.
-- All in float64, in arrays that stay in the processor's cache: one layer at a time. Measured
-  (benchmarks/probes.py): a stack of layers of one width takes as long for an evaluation as the
-  layers one by one, and would wait for its slowest layer.
+- All in float64, one layer at a time, in arrays that mostly stay in the processor's cache. Tried:
+  nine layers of 64 features and 5,000 images in one stack take as long for an evaluation as one
+  by one (7.7 ms on one core), and a stack would wait for its slowest layer.
 
 Letters: N images, D features, R principal axes, K classes. This file knows numpy only.
 """

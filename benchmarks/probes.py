@@ -52,7 +52,7 @@ def read_features(options: argparse.Namespace) -> Data:
     started = time.perf_counter()
     run = trained(options.checkpoint) if options.checkpoint else random_resnet56(samples[0])
     train, test = ([*layers_of(run, sample)] for sample in samples)
-    print(f"forward passes and pooling: {time.perf_counter() - started:.1f} s")
+    print(f"forward passes and pooling: {time.perf_counter() - started:.1f} s", flush=True)
     if options.features:
         arrays = {f"train-{i}": part for i, part in enumerate(train)}
         arrays |= {f"test-{i}": part for i, part in enumerate(test)}
@@ -158,7 +158,10 @@ def main() -> None:
     data = read_features(options)
     penalty = options.penalty
     widths = [part.shape[1] for part in data[0]]
-    print(f"{len(widths)} layers of {min(widths)} to {max(widths)} features, penalty {penalty:g}")
+    print(
+        f"{len(widths)} layers of {min(widths)} to {max(widths)} features, penalty {penalty:g}",
+        flush=True,
+    )
     solvers: dict[str, Callable[[], Answers]] = {
         "fit_probes, 1 thread": lambda: fit_ours(data, penalty, 1),
         "fit_probes, 2 threads": lambda: fit_ours(data, penalty, 2),
