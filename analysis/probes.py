@@ -339,7 +339,6 @@ class _Plan:
 
     train_labels: IntArray
     test_labels: IntArray
-    present: IntArray
     penalties: tuple[float, ...]
     fit_part: IntArray
     validation_part: IntArray
@@ -374,7 +373,6 @@ def _plan(
     return _Plan(
         train_labels=train_labels,
         test_labels=test_labels,
-        present=np.unique(train_labels),
         penalties=strongest_first,
         fit_part=fit_part,
         validation_part=validation_part,
