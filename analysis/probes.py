@@ -61,6 +61,15 @@ class ProbeResult:
     `accuracy`, `low` and `high` are (L,) fractions, NaN where undefined. The classifier is the
     model's own head on the same test images: None where undefined. `chance` is the accuracy of
     guessing at random, 1 / K. `undefined` tells why by layer, and under "classifier" for the head.
+
+    What follows `undefined` may be missing (None, or empty) in studies of older versions, NaN and
+    -1 stand for undefined: `penalties` (L,) chosen on a validation part of the training images;
+    `cross_entropy` (L,) in nats and `calibration_error` (L,), both lower is better; `recall`
+    (L, K) with intervals; `confusion` (L, K, K) counts, true classes in rows; the accuracy of
+    `num_neighbours` nearest neighbours (L,) with intervals; `predictions` (L, N) and `confidence`
+    (L, N), the probability of the predicted class; `classifier_predictions` (N,). Auxiliary
+    networks that the checkpoint carries have `auxiliary_accuracy` (A,) with intervals and
+    `auxiliary_predictions` (A, N), at the layers `auxiliary_layers`.
     """
 
     model: str
@@ -76,6 +85,25 @@ class ProbeResult:
     test_samples: int
     penalty: float
     undefined: dict[str, str]
+    penalties: FloatArray | None = None
+    cross_entropy: FloatArray | None = None
+    calibration_error: FloatArray | None = None
+    recall: FloatArray | None = None
+    recall_low: FloatArray | None = None
+    recall_high: FloatArray | None = None
+    confusion: IntArray | None = None
+    num_neighbours: int | None = None
+    neighbours_accuracy: FloatArray | None = None
+    neighbours_low: FloatArray | None = None
+    neighbours_high: FloatArray | None = None
+    predictions: IntArray | None = None
+    confidence: FloatArray | None = None
+    classifier_predictions: IntArray | None = None
+    auxiliary_layers: tuple[str, ...] = ()
+    auxiliary_accuracy: FloatArray | None = None
+    auxiliary_low: FloatArray | None = None
+    auxiliary_high: FloatArray | None = None
+    auxiliary_predictions: IntArray | None = None
 
 
 @dataclass(frozen=True, eq=False)

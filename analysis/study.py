@@ -10,28 +10,47 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numpy as np
-
-from analysis.cka import CKAPair, CKAResult, FloatArray
+from analysis.cka import CKAPair, CKAResult
 from analysis.errors import InputError
+from analysis.geometry import GeometryResult
+from analysis.paired import PairedResult
 from analysis.probes import ProbeResult
+from analysis.records import Record, checked, parse, plain
+from analysis.similarity import SimilarityResult
 
 FORMAT = "auglocal-study"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+ANSWERS = ("cka", "probes", "similarity", "paired", "geometry")
+# Axes of the arrays: L layers, K classes, N images, A auxiliary networks.
+CKA_FIELDS = ("values", "standard_errors", "low", "high", "null_levels")
+PROBE_FIELDS = {
+    **dict.fromkeys(("accuracy", "low", "high", "penalties", "cross_entropy"), "L"),
+    **dict.fromkeys(("calibration_error", "neighbours_accuracy"), "L"),
+    **dict.fromkeys(("neighbours_low", "neighbours_high"), "L"),
+    **dict.fromkeys(("recall", "recall_low", "recall_high"), "LK"),
+    "confusion": "LKK",
+    **dict.fromkeys(("predictions", "confidence"), "LN"),
+    "classifier_predictions": "N",
+    **dict.fromkeys(("auxiliary_accuracy", "auxiliary_low", "auxiliary_high"), "A"),
+    "auxiliary_predictions": "AN",
+}
 LARGEST_FILE = 256 * 2**20  # bytes; 20 pairs of ResNet-110 take 40 MB
-Record = dict[str, Any]
-Value = TypeVar("Value")
+# What a checkpoint is compared for: as itself, as the level of two runs that should be alike, or as
+# that of a network that has learned nothing.
+ROLES = ("", "ceiling", "floor")
 
 
 @dataclass(frozen=True)
 class StudyCheckpoint:
     """A checkpoint of a study: its name in the results, and what its file says about it.
 
-    `accuracy` is {"value": fraction, "split": name, "samples": count}, or None.
+    `accuracy` is {"value": fraction, "split": name, "samples": count}, or None. `role` is "", or
+    for a reference "ceiling" (a second seed of a rule) or "floor" (untrained).
     """
 
     name: str
@@ -43,6 +62,7 @@ class StudyCheckpoint:
     accuracy: Record | None
     epoch: int
     seed: int | None
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +71,12 @@ class StudyQuestion:
 
     `samples` images of `split` were drawn with `seed`, in `batch_size` for CKA; `images_sha256`
     identifies them. `train_samples` and `penalty` belong to the probes, None without.
+
+    Studies of older versions lack what follows: `measures` asked for; `classes` K names and
+    `labels` (N,) of the images; `balanced`, as many images of each class; `batch_note`, how they
+    were cut; the `kernel`, `bandwidth`, `estimator`, `pooling` (s of features pooled to s x s, None
+    flattened), `precision` and `num_shuffles` of CKA; `probe_pooling`, the `penalties` that probes
+    chose from and `num_neighbours` (0: none); `geometry_groups`.
     """
 
     checkpoints: tuple[StudyCheckpoint, ...]
@@ -64,6 +90,39 @@ class StudyQuestion:
     images_sha256: str
     train_samples: int | None
     penalty: float | None
+    measures: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+    balanced: bool = False
+    batch_note: str | None = None
+    kernel: str = "linear"
+    bandwidth: float | None = None
+    estimator: str = "unbiased"
+    pooling: int | None = None
+    precision: str = "fp32"
+    num_shuffles: int = 0
+    probe_pooling: int | None = 1
+    penalties: tuple[float, ...] = ()
+    num_neighbours: int = 0
+    geometry_groups: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class PairSimilarity:
+    """One measure other than CKA of model A (rows) and model B (columns)."""
+
+    model_a: str
+    model_b: str
+    result: SimilarityResult
+
+
+@dataclass(frozen=True, eq=False)
+class PairedProbes:
+    """The probes of model A against those of model B on the same images, layer by layer."""
+
+    model_a: str
+    model_b: str
+    result: PairedResult
 
 
 @dataclass(frozen=True)
@@ -79,13 +138,26 @@ class StudyProvenance:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """One analysis run. `cka` is None, or `probes` empty, where that was not asked."""
+    """One analysis run. What was not asked is None or empty."""
 
     title: str
     question: StudyQuestion
     cka: CKAResult | None
     probes: tuple[ProbeResult, ...]
     provenance: StudyProvenance
+    similarity: tuple[PairSimilarity, ...] = ()
+    paired: tuple[PairedProbes, ...] = ()
+    geometry: tuple[GeometryResult, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the checkpoints that are compared, references left out."""
+        return tuple(entry.name for entry in self.question.checkpoints if not entry.role)
+
+    def reference(self, role: str) -> str | None:
+        """Name the checkpoint that serves as "ceiling" or "floor"; None where there is none."""
+        entries = self.question.checkpoints
+        return next((entry.name for entry in entries if entry.role == role), None)
 
     def probe(self, model: str) -> ProbeResult:
         """Find the probes of one model by its name."""
@@ -105,12 +177,9 @@ def study_record(study: Study) -> Record:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "title": study.title,
-        "question": asdict(study.question),
-        "answers": {
-            "cka": None if study.cka is None else _plain(study.cka),
-            "probes": [_plain(result) for result in study.probes],
-        },
-        "provenance": asdict(study.provenance),
+        "question": plain(study.question),
+        "answers": {name: plain(getattr(study, name)) for name in ANSWERS},
+        "provenance": plain(study.provenance),
     }
 
 
@@ -122,7 +191,7 @@ def pair_record(study: Study, pair: CKAPair) -> Record:
         `question` and `provenance` as in `study_record`.
     """
     whole = study_record(study)
-    return {**_plain(pair), "question": whole["question"], "provenance": whole["provenance"]}
+    return {**plain(pair), "question": whole["question"], "provenance": whole["provenance"]}
 
 
 def save_study(study: Study, path: Path | str) -> None:
@@ -182,20 +251,6 @@ def load_study(path: Path | str) -> Study:
         ) from error
 
 
-def _plain(result: CKAPair | CKAResult | ProbeResult) -> Record:
-    """Turn a result's fields into JSON values."""
-    return {field.name: _plain_value(getattr(result, field.name)) for field in fields(result)}
-
-
-def _plain_value(value: Any) -> Any:
-    """Turn arrays into nested lists, and NaN into None."""
-    if isinstance(value, np.ndarray):
-        plain = value.astype(object)
-        plain[np.isnan(value)] = None
-        return plain.tolist()
-    return value
-
-
 def _read_json(path: Path) -> Any:
     """Parse a file, with one sentence for everything that can be wrong with it."""
     try:
@@ -232,19 +287,15 @@ def _reason(error: Exception) -> str:
 
 
 def _parse_study(record: Record) -> Study:
-    """Build a study from JSON values of format version 1."""
-    if _get(record, "format_version", int) < 1:
+    """Build a study from JSON values of any format version."""
+    if checked(record["format_version"], int) < 1:
         raise ValueError("format_version is below 1")
-    answers = _get(record, "answers", dict)
-    cka = _get_optional(answers, "cka", dict)
-    study = Study(
-        title=_get(record, "title", str),
-        question=_parse_question(_get(record, "question", dict)),
-        cka=None if cka is None else _parse_cka(cka),
-        probes=tuple(_parse_probes(entry) for entry in _get(answers, "probes", list)),
-        provenance=_parse_provenance(_get(record, "provenance", dict)),
-    )
+    answers = checked(record["answers"], dict)
+    whole = {name: record[name] for name in ("title", "question", "provenance")}
+    whole |= {name: answers[name] for name in ANSWERS if name in answers}
+    study = parse(Study, whole)
     _check_names(study)
+    _check_shapes(study)
     return study
 
 
@@ -253,145 +304,47 @@ def _check_names(study: Study) -> None:
     names = tuple(checkpoint.name for checkpoint in study.question.checkpoints)
     if len(set(names)) < len(names):
         raise ValueError("two checkpoints have the same name")
+    if any(checkpoint.role not in ROLES for checkpoint in study.question.checkpoints):
+        raise ValueError("a checkpoint has an unknown role")
     answered = [study.cka.models] if study.cka else []
     answered += [tuple(result.model for result in study.probes)] if study.probes else []
-    if not names or any(models != names for models in answered):
+    pairs = (*study.similarity, *study.paired)
+    others = {pair.model_a for pair in pairs} | {pair.model_b for pair in pairs}
+    others |= {result.model for result in study.geometry}
+    if not names or any(models != names for models in answered) or not others <= set(names):
         raise ValueError("its answers are not those of its checkpoints")
 
 
-def _parse_question(record: Record) -> StudyQuestion:
-    """Build the question."""
-    return StudyQuestion(
-        checkpoints=tuple(_parse_checkpoint(entry) for entry in _get(record, "checkpoints", list)),
-        dataset=_get(record, "dataset", str),
-        dataset_title=_get(record, "dataset_title", str),
-        split=_get(record, "split", str),
-        samples=_get(record, "samples", int),
-        seed=_get(record, "seed", int),
-        batch_size=_get(record, "batch_size", int),
-        image_size=_get_optional(record, "image_size", int),
-        images_sha256=_get(record, "images_sha256", str),
-        train_samples=_get_optional(record, "train_samples", int),
-        penalty=_get_optional(record, "penalty", float),
-    )
+def _check_shapes(study: Study) -> None:
+    """Hold every array to the layers, classes and images that it is about."""
+    if study.cka is not None:
+        if len(study.cka.models) != len(study.cka.layers):
+            raise ValueError("models and layers differ in length")
+        size = sum(map(len, study.cka.layers))
+        _check_fields(study.cka, dict.fromkeys(CKA_FIELDS, (size, size)))
+    for probe in study.probes:
+        sizes = {"L": len(probe.layers), "A": len(probe.auxiliary_layers)}
+        sizes |= {"K": len(study.question.classes), "N": probe.test_samples}
+        shapes = {name: tuple(sizes[s] for s in letters) for name, letters in PROBE_FIELDS.items()}
+        _check_fields(probe, shapes)
+    for pair in study.similarity:
+        shape = len(pair.result.rows), len(pair.result.columns)
+        _check_fields(pair.result, dict.fromkeys((*CKA_FIELDS[:4], "chance"), shape))
+    for paired in study.paired:
+        names = [field.name for field in fields(paired.result) if field.name != "samples"]
+        _check_fields(paired.result, dict.fromkeys(names, (len(paired.result.rows),)))
+    for geometry in study.geometry:
+        for name in ("values", "standard_errors", "low", "high"):
+            for array in getattr(geometry, name).values():
+                _check_shape(name, array, (len(geometry.layers),))
 
 
-def _parse_checkpoint(record: Record) -> StudyCheckpoint:
-    """Build one checkpoint's entry."""
-    accuracy = _get_optional(record, "accuracy", dict)
-    if accuracy is not None:
-        _get(accuracy, "value", float)
-        _get(accuracy, "split", str)
-        _get(accuracy, "samples", int)
-    return StudyCheckpoint(
-        name=_get(record, "name", str),
-        sha256=_get(record, "sha256", str),
-        architecture=_get(record, "architecture", str),
-        rule=_get(record, "rule", str),
-        rule_options=_get(record, "rule_options", dict),
-        dataset=_get(record, "dataset", str),
-        accuracy=accuracy,
-        epoch=_get(record, "epoch", int),
-        seed=_get_optional(record, "seed", int),
-    )
+def _check_fields(result: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, shape in shapes.items():
+        if (array := getattr(result, name)) is not None:
+            _check_shape(name, array, shape)
 
 
-def _parse_provenance(record: Record) -> StudyProvenance:
-    """Build the provenance."""
-    return StudyProvenance(
-        versions=_texts(record, "versions"),
-        device=_get(record, "device", str),
-        seconds=_get(record, "seconds", float),
-        date=_get(record, "date", str),
-        command=_get(record, "command", str),
-    )
-
-
-def _parse_cka(record: Record) -> CKAResult:
-    """Build the CKA result, with every matrix of the shape that its layers need."""
-    layers = tuple(_names(names) for names in _get(record, "layers", list))
-    models = _names(_get(record, "models", list))
-    if len(models) != len(layers):
-        raise ValueError("models and layers differ in length")
-    shape = (sum(map(len, layers)),) * 2
-    return CKAResult(
-        models=models,
-        layers=layers,
-        values=_array(record, "values", shape),
-        standard_errors=_array(record, "standard_errors", shape),
-        low=_array(record, "low", shape),
-        high=_array(record, "high", shape),
-        undefined=_texts(record, "undefined"),
-        samples=_get(record, "samples", int),
-        batch_sizes=tuple(_checked(size, int) for size in _get(record, "batch_sizes", list)),
-        interval_note=_get_optional(record, "interval_note", str),
-    )
-
-
-def _parse_probes(record: Any) -> ProbeResult:
-    """Build the probes of one model."""
-    layers = _names(_get(record, "layers", list))
-    shape = (len(layers),)
-    return ProbeResult(
-        model=_get(record, "model", str),
-        layers=layers,
-        accuracy=_array(record, "accuracy", shape),
-        low=_array(record, "low", shape),
-        high=_array(record, "high", shape),
-        classifier_accuracy=_get_optional(record, "classifier_accuracy", float),
-        classifier_low=_get_optional(record, "classifier_low", float),
-        classifier_high=_get_optional(record, "classifier_high", float),
-        chance=_get(record, "chance", float),
-        train_samples=_get(record, "train_samples", int),
-        test_samples=_get(record, "test_samples", int),
-        penalty=_get(record, "penalty", float),
-        undefined=_texts(record, "undefined"),
-    )
-
-
-def _get(record: Any, name: str, kind: type[Value]) -> Value:
-    """Take a field of a kind."""
-    return _named(_checked(record, dict)[name], name, kind)
-
-
-def _get_optional(record: Any, name: str, kind: type[Value]) -> Value | None:
-    """Take a field of a kind that may be null or missing."""
-    value = _checked(record, dict).get(name)
-    return None if value is None else _named(value, name, kind)
-
-
-def _named(value: Any, name: str, kind: type[Value]) -> Value:
-    """Pass a value of a kind, or name the field that is wrong."""
-    try:
-        return _checked(value, kind)
-    except TypeError as error:
-        raise TypeError(f"{name} is {error}") from error
-
-
-def _checked(value: Any, kind: type[Value]) -> Value:
-    """Pass a value of a kind; a whole number is a float too, a truth value is no number."""
-    if kind is float and type(value) is int:
-        return cast(Value, float(value))
-    if type(value) is not kind:
-        raise TypeError(f"a {type(value).__name__} instead of a {kind.__name__}")
-    return value
-
-
-def _names(values: list[Any]) -> tuple[str, ...]:
-    """Pass a list of texts."""
-    return tuple(_checked(value, str) for value in values)
-
-
-def _texts(record: Record, name: str) -> dict[str, str]:
-    """Pass an object with texts only."""
-    return {key: _checked(value, str) for key, value in _get(record, name, dict).items()}
-
-
-def _array(record: Record, name: str, shape: tuple[int, ...]) -> FloatArray:
-    """Build a float64 array of a given shape; null becomes NaN."""
-    array = np.array(_get(record, name, list), dtype=np.float64)
+def _check_shape(name: str, array: Any, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ValueError(f"{name} has the shape {array.shape} where its layers need {shape}")
-    if np.isinf(array).any():
-        raise ValueError(f"{name} holds a number that is too large")
-    return array
