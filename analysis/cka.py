@@ -1,17 +1,15 @@
-"""Linear CKA between layers, by unbiased minibatches, in one pass.
+"""CKA between layers: by unbiased minibatches in one pass, or over the whole set.
 
 In: for every batch of images, the features of each layer. Out: a `CKAResult` with a value, a
 standard error and an interval for every pair of layers of every pair of models.
 
 Each batch is reduced to one small U-centred Gram matrix a layer (`centred_gram`), and a batch's
-Grams to one table of inner products (`CKAAccumulator`), so features are never stored. This file
-knows numpy only, and treats torch tensors by the verbs that both share.
+Grams to one table of inner products (`CKAAccumulator`), so features are never stored. What two
+accumulators hold is added by `merge`, in any order, bit for bit as if one had seen all.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,221 +17,233 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.floating[Any]]
+from analysis.batch_plan import SMALLEST_BATCH, batch_slices
+from analysis.cka_result import CKAPair, CKAResult
+from analysis.full_set import ESTIMATORS as FULL_SET_ESTIMATORS
+from analysis.full_set import FullSetAccumulator
+from analysis.gram import DEFAULT_BANDWIDTH, centred_gram, check_kernel, packed, unpacked_size
+from analysis.hsic import (
+    CONSTANT,
+    NOT_FINITE,
+    NOT_POSITIVE,
+    FloatArray,
+    inner_products,
+    interval_note,
+    jackknife,
+    null_level,
+    ratio,
+    shuffled_products,
+    student_t,
+)
+
+__all__ = [
+    "SMALLEST_BATCH",
+    "CKAAccumulator",
+    "CKAPair",
+    "CKAResult",
+    "FloatArray",
+    "batch_slices",
+    "centred_gram",
+    "cka",
+]
+
 Key = tuple[str, str]
+State = dict[str, npt.NDArray[Any]]
 
-SMALLEST_BATCH = 4  # the unbiased estimator divides by N - 3
-CONFIDENCE = 0.95
-# Features are centred and multiplied this many columns at a time: the block stays in the cache,
-# and the centred copy never grows with the layer.
-BLOCK_COLUMNS = 4096
-# Gram entries widened to float64 at a time, over all layers.
-BLOCK_ENTRIES = 16384
-NOT_FINITE = "its features are not all finite numbers, or too large to multiply"
-CONSTANT = "its features are the same for every image, so there is nothing to compare"
-
-
-@dataclass(frozen=True, eq=False)
-class CKAPair:
-    """The part of a `CKAResult` that compares model A (rows) with model B (columns).
-
-    `rows` and `columns` are the layer names of A and of B. `values`, `standard_errors`, `low` and
-    `high` have the shape (L_a, L_b), NaN where undefined; `undefined` says why, by "model/layer".
-    """
-
-    model_a: str
-    model_b: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    values: FloatArray
-    standard_errors: FloatArray
-    low: FloatArray
-    high: FloatArray
-    undefined: dict[str, str]
-    samples: int
-    batch_sizes: tuple[int, ...]
-    interval_note: str | None
-
-    def reason(self, row: int, column: int) -> str | None:
-        """Say why a cell has no value; None where it has one."""
-        keys = f"{self.model_a}/{self.rows[row]}", f"{self.model_b}/{self.columns[column]}"
-        return next((self.undefined[key] for key in keys if key in self.undefined), None)
-
-    def same_depth(self) -> npt.NDArray[np.int64]:
-        """Find for each layer of A the layer of B at the nearest relative depth.
-
-        Returns:
-            (L_a,) column indices; 0, 1, 2, ... where both models have equally many layers.
-        """
-        return np.rint(np.linspace(0, len(self.columns) - 1, len(self.rows))).astype(np.int64)
-
-    def best_match(self) -> npt.NDArray[np.int64]:
-        """Find for each layer of A the layer of B with the highest CKA.
-
-        Returns:
-            (L_a,) column indices; -1 for a layer without any defined value.
-        """
-        filled = np.where(np.isnan(self.values), -np.inf, self.values)
-        best = filled.argmax(axis=1)
-        return np.where(np.isfinite(filled.max(axis=1)), best, -1).astype(np.int64)
+ESTIMATORS = ("unbiased", *FULL_SET_ESTIMATORS)
+DEFAULT_SHUFFLES = 100
+TOO_FEW = (
+    f"no batch has {SMALLEST_BATCH} images, the least that the unbiased estimator can do with: "
+    "take larger batches"
+)
+# What a batch's Gram says of its layer; the reasons are in order of what overrules what.
+FINE, SAME, APART, BROKEN = range(4)
+REASONS = {SAME: CONSTANT, APART: NOT_POSITIVE, BROKEN: NOT_FINITE}
 
 
 @dataclass(frozen=True, eq=False)
-class CKAResult:
-    """Linear CKA of all pairs of layers of all models.
+class _Batch:
+    """One batch: N, HSICs (L, L), a code a layer (L,), and HSICs of shuffles (S, pairs)."""
 
-    Rows and columns run over the layers of the first model, then of the second, and so on, L in
-    all. `values` is symmetric, in [-1, 1], never clamped: independent layers scatter around 0.
-    `low` and `high` bound a 95% interval (delete-one-batch jackknife, Student t); they are
-    symmetric about the value and may pass 1. NaN is undefined: `undefined` tells why by
-    "model/layer", and `interval_note` why intervals are missing.
-    """
-
-    models: tuple[str, ...]
-    layers: tuple[tuple[str, ...], ...]
-    values: FloatArray
-    standard_errors: FloatArray
-    low: FloatArray
-    high: FloatArray
-    undefined: dict[str, str]
-    samples: int
-    batch_sizes: tuple[int, ...]
-    interval_note: str | None
-
-    def span(self, model: str) -> slice:
-        """Find the rows (and columns) of one model."""
-        if model not in self.models:
-            raise ValueError(f"no model {model!r} in this comparison of {', '.join(self.models)}")
-        index = self.models.index(model)
-        start = sum(len(names) for names in self.layers[:index])
-        return slice(start, start + len(self.layers[index]))
-
-    def pair(self, model_a: str, model_b: str) -> CKAPair:
-        """Cut out the comparison of two models, which may be the same one.
-
-        Args:
-            model_a: name of the model on the rows.
-            model_b: name of the model on the columns.
-
-        Returns:
-            a view, no copy, with arrays of the shape (L_a, L_b).
-
-        Raises:
-            ValueError: a name is not in this comparison.
-        """
-        rows, columns = self.span(model_a), self.span(model_b)
-        layers = dict(zip(self.models, self.layers, strict=True))
-        own = {f"{model}/{name}" for model in (model_a, model_b) for name in layers[model]}
-        return CKAPair(
-            model_a=model_a,
-            model_b=model_b,
-            rows=layers[model_a],
-            columns=layers[model_b],
-            values=self.values[rows, columns],
-            standard_errors=self.standard_errors[rows, columns],
-            low=self.low[rows, columns],
-            high=self.high[rows, columns],
-            undefined={key: why for key, why in self.undefined.items() if key in own},
-            samples=self.samples,
-            batch_sizes=self.batch_sizes,
-            interval_note=self.interval_note,
-        )
-
-
-def batch_slices(samples: int, batch_size: int, *, smallest: int = SMALLEST_BATCH) -> list[slice]:
-    """Cut N images into ceil(N / batch_size) runs of nearly equal length.
-
-    Args:
-        samples: number of images, N.
-        batch_size: longest run allowed.
-        smallest: shortest run allowed.
-
-    Returns:
-        slices that cover 0 to N in order; their lengths differ by one at most.
-
-    Raises:
-        ValueError: N or batch_size is below 1, or a run would be shorter than `smallest`.
-    """
-    if samples < 1 or batch_size < 1:
-        raise ValueError(
-            f"samples and batch size must be at least 1, but they are {samples} and {batch_size}"
-        )
-    count = math.ceil(samples / batch_size)
-    if samples // count < smallest:
-        raise ValueError(
-            f"CKA needs at least {smallest} images in every batch, but {samples} images in batches "
-            f"of at most {batch_size} leave {samples // count} in one: "
-            "take more samples or another batch size"
-        )
-    edges = [samples * index // count for index in range(count + 1)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
-
-
-def centred_gram(features: Any) -> FloatArray:
-    """Reduce one layer's features of one batch to its U-centred Gram matrix.
-
-    K = X X^T of the column-centred features X; then, off the diagonal,
-    U_ij = K_ij - sum_l K_il / (N - 2) - sum_l K_lj / (N - 2) + sum_kl K_kl / ((N - 1) (N - 2)),
-    where all sums leave out the diagonal, and U_ii = 0. <U(K), U(L)> / (N (N - 3)) is the unbiased
-    HSIC_1. Centring first changes nothing in exact arithmetic and saves the digits of features
-    far from zero.
-
-    Args:
-        features: (N, ...) array or tensor of any real type, N >= 4; flattened to (N, D). Half
-            precision is widened to fp32; float64 stays.
-
-    Returns:
-        (N, N) in the precision of the product, fp32 or float64; all zero where the features are
-        the same for every image, all NaN where they or their products are not finite.
-
-    Raises:
-        ValueError: fewer than 4 images, or no axis but the images'.
-
-    Source: Szekely and Rizzo 2014 (Partial distance correlation), equation 2.3; Song et al. 2012
-    (Feature selection via dependence maximization), equation 5.
-    """
-    features = _widened(features)
-    if len(features.shape) < 2 or features.shape[0] < SMALLEST_BATCH:
-        raise ValueError(
-            f"CKA needs features of the shape (N, ...) with N >= {SMALLEST_BATCH} images a batch, "
-            f"but they have the shape {tuple(features.shape)}: take larger batches"
-        )
-    with np.errstate(all="ignore"):
-        gram = _gram(features.reshape(features.shape[0], -1))
-    if not np.isfinite(gram).all():
-        return np.full_like(gram, np.nan)
-    return _u_centred(gram.astype(np.float64)).astype(gram.dtype)
+    size: int
+    table: FloatArray
+    codes: npt.NDArray[np.uint8]
+    shuffled: FloatArray
 
 
 class CKAAccumulator:
     """Gather the Grams of batch after batch into CKA of all pairs of layers.
 
-    Keeps one (L, L) table of unbiased HSICs a batch, and nothing else.
+    Keeps one (L, L) table of unbiased HSICs a batch, with shuffles S more numbers for each pair of
+    layers of different models, and nothing else.
 
     Args:
         layers: layer names, in order, by model name.
+        kernel: "linear" or "rbf".
+        bandwidth: of the RBF kernel, as a fraction of each batch's median distance.
+        precision: of `add`: "fp32" or "bf16".
+        num_shuffles: S, shuffles of one model's images in every batch, for null levels.
+        seed: of the shuffles; a batch's depend on it and the batch's index alone.
+
+    Raises:
+        ValueError: an unknown kernel or precision, or a negative number of shuffles.
     """
 
-    def __init__(self, layers: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, Sequence[str]],
+        *,
+        kernel: str = "linear",
+        bandwidth: float = DEFAULT_BANDWIDTH,
+        precision: str = "fp32",
+        num_shuffles: int = 0,
+        seed: int = 0,
+    ) -> None:
+        check_kernel(kernel, bandwidth, precision)
+        if num_shuffles < 0 or seed < 0:
+            raise ValueError(
+                f"shuffles and seed must be 0 or more, but they are {num_shuffles} and {seed}"
+            )
         self.layers = {model: tuple(names) for model, names in layers.items()}
+        self.kernel, self.bandwidth, self.precision = kernel, bandwidth, precision
+        self.num_shuffles, self.seed = num_shuffles, seed
         self._keys: list[Key] = [(model, name) for model in layers for name in layers[model]]
-        self._tables: list[FloatArray] = []
-        self._batch_sizes: list[int] = []
+        self._pairs = np.nonzero(_compared(self.layers))
+        self._batches: dict[int, _Batch] = {}
+        self._dropped: dict[int, int] = {}
 
-    def update(self, grams: Mapping[Key, FloatArray]) -> None:
-        """Add one batch; each batch counts equally.
+    def add(
+        self,
+        features: Mapping[Key, Any],
+        *,
+        index: int | None = None,
+        images: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add one batch of features; a batch of fewer than 4 images is dropped and counted.
+
+        Args:
+            features: (N, ...) by (model, layer), of the same N images in the same order.
+            index: of the batch; the next one if None.
+            images: (N,) what tells the images apart, by model; refused where models differ.
+
+        Raises:
+            ValueError: a layer is missing, or layers differ in their images.
+        """
+        self._check_keys(features)
+        check_same_images(images or {})
+        sizes = {key: len(features[key]) for key in self._keys}
+        _check_sizes(sizes)
+        if (size := sizes[self._keys[0]]) < SMALLEST_BATCH:
+            self._dropped[self._next(index)] = size
+            return
+        options = {"kernel": self.kernel, "bandwidth": self.bandwidth}
+        grams = {
+            key: centred_gram(features[key], precision=self.precision, **options)
+            for key in self._keys
+        }
+        self.update(grams, index=index)
+
+    def update(self, grams: Mapping[Key, FloatArray], *, index: int | None = None) -> None:
+        """Add the Grams of one batch; each batch counts equally.
 
         Args:
             grams: (N, N) from `centred_gram` by (model, layer), of the same N images in the same
-                order for every layer.
+                order for every layer, or (N (N - 1) / 2,) from `packed`.
+            index: of the batch; the next one if None.
+
+        Raises:
+            ValueError: a layer is missing, layers differ in N, or the batch was added before.
         """
-        size = len(grams[self._keys[0]])
-        self._tables.append(_inner_products([grams[key] for key in self._keys]))
-        self._tables[-1] /= size * (size - 3)
-        self._batch_sizes.append(size)
+        self._check_keys(grams)
+        rows = [packed(grams[key]) for key in self._keys]
+        _check_sizes({key: unpacked_size(len(row)) for key, row in zip(self._keys, rows)})
+        index = self._next(index)
+        codes = np.array([_code(row) for row in rows], np.uint8)
+        # Where all images are equally far apart, the centred Gram is 0.
+        rows = [np.zeros_like(row) if code == APART else row for row, code in zip(rows, codes)]
+        size = unpacked_size(len(rows[0]))
+        scale = size * (size - 3)
+        shuffled = self._shuffle(rows, size, index) / scale
+        self._batches[index] = _Batch(size, inner_products(rows) / scale, codes, shuffled)
+
+    def merge(self, other: CKAAccumulator) -> CKAAccumulator:
+        """Add what two accumulators hold of different batches.
+
+        Args:
+            other: of the same layers and options.
+
+        Returns:
+            a new accumulator, equal bit for bit to one that saw all batches.
+
+        Raises:
+            ValueError: layers or options differ, or both hold the same batch.
+        """
+        if self._question() != other._question():
+            raise ValueError(
+                "accumulators can be merged where models, layers, kernel and shuffles are the "
+                "same, but these differ: merge parts of one comparison"
+            )
+        merged = self._empty()
+        for index in sorted(self._indices() & other._indices()):
+            raise ValueError(
+                f"both accumulators hold batch {index}, which would count twice: give each part "
+                "its own batch indices"
+            )
+        merged._batches = self._batches | other._batches
+        merged._dropped = self._dropped | other._dropped
+        return merged
+
+    def state(self) -> State:
+        """Give all that is held as plain arrays, for a file or another process.
+
+        Returns:
+            arrays of numbers and texts, none of objects; `from_state` takes them.
+        """
+        batches = [self._batches[index] for index in sorted(self._batches)]
+        width, pairs = len(self._keys), len(self._pairs[0])
+        return {
+            "models": np.array(list(self.layers), dtype=np.str_),
+            "num_layers": np.array([len(names) for names in self.layers.values()], np.int64),
+            "layers": np.array([name for _model, name in self._keys], dtype=np.str_),
+            "kernel": np.array(self.kernel),
+            "bandwidth": np.array(self.bandwidth),
+            "precision": np.array(self.precision),
+            "num_shuffles": np.array(self.num_shuffles),
+            "seed": np.array(self.seed),
+            "indices": np.array(sorted(self._batches), np.int64),
+            "sizes": np.array([batch.size for batch in batches], np.int64),
+            "tables": _stacked([batch.table for batch in batches], (width, width)),
+            "codes": _stacked([batch.codes for batch in batches], (width,)).astype(np.uint8),
+            "shuffled": _stacked([batch.shuffled for batch in batches], (self.num_shuffles, pairs)),
+            "dropped": np.array(sorted(self._dropped.items()), np.int64).reshape(-1, 2),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, npt.NDArray[Any]]) -> CKAAccumulator:
+        """Make the accumulator whose `state` this is."""
+        names = iter(str(name) for name in state["layers"])
+        accumulator = cls(
+            {
+                str(model): [next(names) for _ in range(count)]
+                for model, count in zip(state["models"], state["num_layers"])
+            },
+            kernel=str(state["kernel"]),
+            bandwidth=float(state["bandwidth"]),
+            precision=str(state["precision"]),
+            num_shuffles=int(state["num_shuffles"]),
+            seed=int(state["seed"]),
+        )
+        accumulator._batches = {
+            int(index): _Batch(int(size), table, codes, shuffled)
+            for index, size, table, codes, shuffled in zip(
+                *(state[name] for name in ("indices", "sizes", "tables", "codes", "shuffled"))
+            )
+        }
+        accumulator._dropped = {int(index): int(size) for index, size in state["dropped"]}
+        return accumulator
 
     def result(self) -> CKAResult:
-        """Turn what was gathered into CKA, HSIC_ab / sqrt(HSIC_aa HSIC_bb) of mean HSICs.
+        """Turn what was gathered so far into CKA, HSIC_ab / sqrt(HSIC_aa HSIC_bb) of mean HSICs.
 
         Returns:
             values, standard errors and intervals; a higher value is a greater similarity.
@@ -244,12 +254,15 @@ class CKAAccumulator:
         Source: Nguyen, Raghu and Kornblith 2021 (Do wide and deep networks learn the same
         things?), equations 2 to 4.
         """
-        if not self._tables:
+        if not self._batches and not self._dropped:
             raise ValueError("CKA needs at least one batch of images, but none was added")
-        tables = np.stack(self._tables)
-        values = _ratio(tables.mean(axis=0))
-        errors, note = _jackknife(tables)
-        margin = errors * _student_t(len(tables))
+        state = self.state()
+        tables, count = state["tables"], len(self._batches)
+        mean = tables.sum(axis=0) / max(count, 1)
+        values = ratio(mean)
+        total = tables.sum(axis=0)
+        errors = jackknife(mean, (total - table for table in tables), count)
+        margin = errors * student_t(count)
         return CKAResult(
             models=tuple(self.layers),
             layers=tuple(self.layers.values()),
@@ -257,54 +270,208 @@ class CKAAccumulator:
             standard_errors=errors,
             low=values - margin,
             high=values + margin,
-            undefined=self._undefined(tables.mean(axis=0)),
-            samples=sum(self._batch_sizes),
-            batch_sizes=tuple(self._batch_sizes),
-            interval_note=note,
+            undefined=self._undefined(mean, state["codes"]),
+            samples=int(state["sizes"].sum()),
+            batch_sizes=tuple(state["sizes"].tolist()),
+            interval_note=interval_note(values, errors, count, "batches"),
+            kernel=self.kernel,
+            bandwidth=self.bandwidth if self.kernel == "rbf" else None,
+            null_levels=self._null_levels(state["shuffled"], mean),
+            num_shuffles=self.num_shuffles,
+            dropped=sum(self._dropped.values()),
         )
 
-    def _undefined(self, table: FloatArray) -> dict[str, str]:
+    def _undefined(self, table: FloatArray, codes: npt.NDArray[np.uint8]) -> dict[str, str]:
         """Say why a layer's row has no values."""
         reasons = {}
-        for (model, name), own in zip(self._keys, np.diagonal(table), strict=True):
-            if not own > 0:
-                reasons[f"{model}/{name}"] = CONSTANT if own <= 0 else NOT_FINITE
+        for index, (model, name) in enumerate(self._keys):
+            if not table[index, index] > 0:
+                worst = int(codes[:, index].max(initial=FINE))
+                reason = REASONS.get(worst, NOT_POSITIVE)
+                reasons[f"{model}/{name}"] = reason if len(codes) else TOO_FEW
         return reasons
 
+    def _null_levels(self, shuffled: FloatArray, table: FloatArray) -> FloatArray | None:
+        """Put the shuffles of all batches together."""
+        if not self.num_shuffles:
+            return None
+        mean = np.full((self.num_shuffles, *table.shape), np.nan)
+        rows, columns = self._pairs
+        mean[:, rows, columns] = shuffled.sum(axis=0) / max(len(shuffled), 1)
+        mean[:, columns, rows] = mean[:, rows, columns]
+        return null_level(mean, table)
 
-def cka(features_a: Any, features_b: Any, *, batch_size: int = 256) -> float:
-    """Linear CKA of two sets of features of the same images, by unbiased minibatches.
+    def _shuffle(self, rows: list[FloatArray], size: int, index: int) -> FloatArray:
+        """Multiply Grams with shuffled ones: (S, pairs)."""
+        if not self.num_shuffles:
+            return np.empty((0, len(self._pairs[0])))
+        generator = np.random.default_rng([self.seed, index])
+        orders = np.stack([generator.permutation(size) for _ in range(self.num_shuffles)])
+        products = shuffled_products(rows, _spans(self.layers), orders)
+        return products[:, self._pairs[0], self._pairs[1]]
 
-    Mean over batches of HSIC_1(a, b) / sqrt(mean HSIC_1(a, a) * mean HSIC_1(b, b)).
+    def _question(self) -> tuple[object, ...]:
+        """Give all that must agree for two accumulators to be parts of one comparison."""
+        options = self.kernel, self.bandwidth, self.precision, self.num_shuffles, self.seed
+        return (tuple(self.layers.items()), *options)
+
+    def _empty(self) -> CKAAccumulator:
+        return CKAAccumulator(
+            self.layers,
+            kernel=self.kernel,
+            bandwidth=self.bandwidth,
+            precision=self.precision,
+            num_shuffles=self.num_shuffles,
+            seed=self.seed,
+        )
+
+    def _indices(self) -> set[int]:
+        return {*self._batches, *self._dropped}
+
+    def _next(self, index: int | None) -> int:
+        """Give the index of a batch that is new."""
+        if index is None:
+            return max(self._indices(), default=-1) + 1
+        if index in self._indices():
+            raise ValueError(f"batch {index} was added before: give every batch its own index")
+        return index
+
+    def _check_keys(self, given: Mapping[Key, Any]) -> None:
+        """Refuse a batch that lacks a layer."""
+        for model, name in self._keys:
+            if (model, name) not in given:
+                raise ValueError(
+                    f"a batch must hold every layer of every model, but {name!r} of {model!r} is "
+                    "missing: run all models on the same images, batch by batch"
+                )
+
+
+def _compared(layers: Mapping[str, Sequence[str]]) -> npt.NDArray[np.bool_]:
+    """Mark the pairs above the diagonal that shuffles are made for: (L, L)."""
+    spans = _spans(layers)
+    count = spans[-1].stop if spans else 0
+    marks = np.triu(np.ones((count, count), bool))
+    if len(spans) > 1:
+        for span in spans:
+            marks[span, span] = False
+    return marks
+
+
+def _spans(layers: Mapping[str, Sequence[str]]) -> list[slice]:
+    """Give the rows of every model that has layers."""
+    edges = np.cumsum([0, *map(len, layers.values())]).tolist()
+    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:]) if b > a]
+
+
+def _code(row: FloatArray) -> int:
+    """Tell what the Gram of one batch says of its layer, as `centred_gram` marks it."""
+    if np.isfinite(row[0]):
+        return FINE if row.any() else SAME
+    return APART if np.isinf(row[0]) else BROKEN
+
+
+def _stacked(arrays: Sequence[npt.NDArray[Any]], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Stack arrays of a known shape; there may be none."""
+    return np.stack(arrays) if arrays else np.empty((0, *shape))
+
+
+def _check_sizes(sizes: Mapping[Key, int]) -> None:
+    """Refuse layers of different numbers of images."""
+    first = next(iter(sizes))
+    for key, size in sizes.items():
+        if size != sizes[first]:
+            raise ValueError(
+                f"CKA compares features of the same images, but there are {sizes[first]} of "
+                f"{'/'.join(first)} and {size} of {'/'.join(key)}"
+            )
+
+
+def check_same_images(images: Mapping[str, Any]) -> None:
+    """Refuse models that were given different images, or the same in another order.
+
+    Args:
+        images: (N,) what tells images apart (indices, names, hashes), by model.
+
+    Raises:
+        ValueError: they differ.
+    """
+    given = {model: np.asarray(ids) for model, ids in images.items()}
+    for model, ids in given.items():
+        first_model, first = next(iter(given.items()))
+        if ids.shape != first.shape or (ids != first).any():
+            same = ids.shape == first.shape and sorted(ids.tolist()) == sorted(first.tolist())
+            raise ValueError(
+                f"{model} and {first_model} were given "
+                f"{'the same images in another order' if same else 'different images'}: run both "
+                "on each batch of one pass"
+            )
+
+
+def cka(
+    features_a: Any,
+    features_b: Any,
+    *,
+    kernel: str = "linear",
+    bandwidth: float = DEFAULT_BANDWIDTH,
+    estimator: str = "unbiased",
+    batch_size: int = 256,
+    precision: str = "fp32",
+    images_a: Any = None,
+    images_b: Any = None,
+) -> float:
+    """CKA of two sets of features of the same images.
+
+    unbiased: mean over batches of HSIC_1(a, b) / sqrt(mean HSIC_1(a, a) * mean HSIC_1(b, b));
+    debiased: the same with one batch of all images; biased: HSIC_0 of all images.
 
     Args:
         features_a: (N, ...) array, tensor or nested lists; flattened to (N, D_a).
         features_b: (N, ...) likewise, of the same images in the same order.
-        batch_size: most images a batch. Shuffle class-sorted images before.
+        kernel: "linear" or "rbf".
+        bandwidth: of the RBF kernel, as a fraction of the median distance.
+        estimator: "unbiased", "debiased" or "biased".
+        batch_size: most images a batch of "unbiased". Shuffle class-sorted images before.
+        precision: "fp32" or "bf16".
+        images_a: (N,) what tells the images apart, to be sure that both are of the same.
+        images_b: (N,) likewise.
 
     Returns:
         a number in [-1, 1]; 1 for features equal up to rotation and scale, about 0 for
-        independent ones. Never clamped.
+        independent ones ("biased": in [0, 1], and the higher the more features there are for the
+        images). Never clamped.
 
     Raises:
-        ValueError: different N, fewer than 4 images a batch, or features without a value.
+        ValueError: different N, fewer than 4 images a batch, features without a value, different
+            images, or an unknown option.
 
-    Source: Nguyen, Raghu and Kornblith 2021, equations 2 to 4.
+    Source: Nguyen, Raghu and Kornblith 2021, equations 2 to 4 (unbiased); Kornblith et al. 2019
+    (biased).
     """
+    if estimator not in ESTIMATORS:
+        raise ValueError(
+            f"the estimator must be one of {', '.join(ESTIMATORS)}, not {estimator!r}"
+        )
     features_a, features_b = _with_images_axis(features_a), _with_images_axis(features_b)
-    if features_a.shape[0] != features_b.shape[0]:
+    size = features_a.shape[0]
+    if size != features_b.shape[0]:
         raise ValueError(
             "CKA compares features of the same images, but there are "
-            f"{features_a.shape[0]} of one and {features_b.shape[0]} of the other"
+            f"{size} of one and {features_b.shape[0]} of the other"
         )
-    accumulator = CKAAccumulator({"a": ["features"], "b": ["features"]})
-    for batch in batch_slices(features_a.shape[0], batch_size):
-        accumulator.update(
-            {
-                ("a", "features"): centred_gram(features_a[batch]),
-                ("b", "features"): centred_gram(features_b[batch]),
-            }
-        )
+    if images_a is not None and images_b is not None:
+        check_same_images({"features_a": images_a, "features_b": images_b})
+    layers, keys = {"a": ["features"], "b": ["features"]}, [("a", "features"), ("b", "features")]
+    given = dict(zip(keys, (features_a, features_b), strict=True))
+    options: dict[str, Any] = {"kernel": kernel, "bandwidth": bandwidth, "precision": precision}
+    accumulator: CKAAccumulator | FullSetAccumulator
+    if estimator == "unbiased":
+        accumulator = CKAAccumulator(layers, **options)
+        for batch in batch_slices(size, batch_size):
+            accumulator.add({key: features[batch] for key, features in given.items()})
+    else:
+        accumulator = FullSetAccumulator(layers, size, estimator=estimator, **options)
+        for key, features in given.items():
+            accumulator.add(key, [features])
     result = accumulator.result()
     for key, reason in result.undefined.items():
         raise ValueError(f"CKA is undefined for features_{key[0]}: {reason}")
@@ -315,85 +482,3 @@ def _with_images_axis(features: Any) -> Any:
     """Give features that have a shape, as they are or as an array; a lone number is one image."""
     array = features if hasattr(features, "shape") else np.asarray(features)
     return array if len(array.shape) else array.reshape(1)
-
-
-def _widened(features: Any) -> Any:
-    """Give features as fp32 or float64: an array, or a detached tensor on its device."""
-    if hasattr(features, "detach"):
-        features = features.detach()
-        if str(features.dtype) != "torch.float64":
-            features = features.float()
-        # On the CPU, numpy's product of a matrix with itself takes half the time of torch's.
-        return features.numpy() if features.device.type == "cpu" else features
-    array = np.asarray(features)
-    if array.dtype == np.float16:
-        return array.astype(np.float32)
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
-
-
-def _gram(features: Any) -> FloatArray:
-    """Multiply column-centred (N, D) features into (N, N)."""
-    gram: Any = 0
-    for start in range(0, features.shape[1], BLOCK_COLUMNS):
-        block = features[:, start : start + BLOCK_COLUMNS]
-        # Off the first image, then off the mean: exact far from zero, and exactly 0 where constant.
-        block = block - block[0]
-        block = block - block.mean(0)
-        gram = gram + block @ block.T
-    return np.asarray(gram.cpu().numpy() if hasattr(gram, "cpu") else gram)
-
-
-def _u_centred(gram: FloatArray) -> FloatArray:
-    """U-centre a symmetric (N, N) Gram in place; its diagonal does not matter."""
-    size = len(gram)
-    np.fill_diagonal(gram, 0)
-    row_sums = gram.sum(axis=1)
-    shift = row_sums / (size - 2) - row_sums.sum() / (2 * (size - 1) * (size - 2))
-    gram -= shift[:, None]
-    gram -= shift[None, :]
-    np.fill_diagonal(gram, 0)
-    return gram
-
-
-def _inner_products(grams: Sequence[FloatArray]) -> FloatArray:
-    """Multiply all pairs of L Grams, as one (L, N * N) product summed in float64."""
-    rows = [gram.reshape(-1) for gram in grams]
-    table = np.zeros((len(rows), len(rows)))
-    for start in range(0, len(rows[0]), BLOCK_ENTRIES):
-        block = np.stack([row[start : start + BLOCK_ENTRIES] for row in rows], dtype=np.float64)
-        table += block @ block.T
-    return table
-
-
-def _ratio(tables: FloatArray) -> FloatArray:
-    """Divide (..., L, L) HSICs by the roots of their diagonals; NaN where one is not positive."""
-    own = np.diagonal(tables, axis1=-2, axis2=-1)
-    root = np.sqrt(np.where(own > 0, own, np.nan))
-    return tables / root[..., :, None] / root[..., None, :]
-
-
-def _jackknife(tables: FloatArray) -> tuple[FloatArray, str | None]:
-    """Delete-one-batch standard errors of the ratio, (L, L), and why there are none."""
-    count = len(tables)
-    if count < 2:
-        missing = np.full(tables.shape[1:], np.nan)
-        return missing, "intervals need at least 2 batches of images, and there is 1"
-    total = tables.sum(axis=0)
-    deviations = np.stack([_ratio(total - table) for table in tables])
-    deviations -= deviations.mean(axis=0)
-    errors = np.sqrt((count - 1) / count * (deviations**2).sum(axis=0))
-    if (np.isnan(errors) & ~np.isnan(_ratio(total))).any():
-        return (
-            errors,
-            "some intervals are missing because one batch alone tells a layer's images apart",
-        )
-    return errors, None
-
-
-def _student_t(batches: int) -> float:
-    """Give the two-sided 95% quantile of Student's t for a jackknife over batches."""
-    if batches < 2:
-        return math.nan
-    from scipy.stats import t  # takes half a second to import, and readers of studies need none
-
-    return float(t.ppf(0.5 + CONFIDENCE / 2, batches - 1))
