@@ -63,9 +63,7 @@ def batch_slices(samples: int, batch_size: int, *, smallest: int = SMALLEST_BATC
     return _cut(samples, count)
 
 
-def batch_plan(
-    samples: int, batch_size: int, *, enough_batches: int = ENOUGH_BATCHES
-) -> BatchPlan:
+def batch_plan(samples: int, batch_size: int, *, enough_batches: int = ENOUGH_BATCHES) -> BatchPlan:
     """Cut N images into batches of nearly equal length, 8 or more of them where that can be.
 
     Intervals come from the scatter over batches, so batches shrink where the size asked for would
@@ -95,7 +93,7 @@ def _cut(samples: int, count: int) -> list[slice]:
 
 
 def _longest(slices: tuple[slice, ...]) -> int:
-    return max(batch.stop - batch.start for batch in slices)
+    return max(int(batch.stop - batch.start) for batch in slices)
 
 
 def _note(slices: tuple[slice, ...], asked: int) -> str:

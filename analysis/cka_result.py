@@ -78,9 +78,9 @@ class CKAResult:
     "model/layer", and `interval_note` why intervals are missing.
 
     `estimator` is "unbiased" (minibatches), "debiased" or "biased" (the whole set); `kernel`
-    "linear" or "rbf" of a `bandwidth` in median distances. `null_levels` (L, L) is None, or the 95th
-    percentile over `num_shuffles` shuffles of the images of one model of each pair, NaN within one
-    model of several. `dropped` counts images of batches too small to use.
+    "linear" or "rbf" of a `bandwidth` in median distances. `null_levels` (L, L) is None, or the
+    95th percentile over `num_shuffles` shuffles of the images of one model of each pair, NaN within
+    one model of several. `dropped` counts images of batches too small to use.
     """
 
     models: tuple[str, ...]

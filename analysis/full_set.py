@@ -60,7 +60,8 @@ def full_set_bytes(
         kept = 4 * samples * sum(widths)
         return kept + max(working, 16 * samples * sum(widths) + 40 * sum(widths) ** 2)
     # A Gram beside its float64 copy; RBF takes two more, and a list of distances.
-    work = working + square * (20 if kernel == "linear" else 40) + (square if precision == "bf16" else 0)
+    work = working + square * {"linear": 12, "rbf": 36}[kernel]
+    work += 4 * square if precision == "bf16" else 0
     kept = 4 * square * len(widths)
     sums = 8 * samples * len(widths) * (JACKKNIFE_GROUPS + 2)
     return kept + max(work, 3 * CHUNK_BYTES + sums)
@@ -162,7 +163,7 @@ class FullSetAccumulator:
             )
         width = math.prod(parts[0].shape[1:]) if hasattr(parts[0], "shape") else 0
         if width and _is_narrow(width, self.samples, self._gram_options["kernel"]):
-            self._narrow[key] = np.concatenate([_array(part) for part in parts])
+            self._narrow[key] = np.concatenate([_as_array(part) for part in flattened(parts)])
         else:
             self._keep_gram(key, parts)
 
@@ -193,7 +194,7 @@ class FullSetAccumulator:
 
     def _result(self, keys: list[Key], tables: list[FloatArray]) -> CKAResult:
         """Put tables (of all images, then without each group) of some layers among all."""
-        count = len(tables) - 1
+        count = max(len(tables) - 1, 1)
         values = ratio(tables[0])
         errors = jackknife(tables[0], iter(tables[1:]), count)
         where = np.ix_(*[[self._keys.index(key) for key in keys]] * 2)
@@ -245,6 +246,7 @@ class FullSetAccumulator:
             shift = (means - means.mean() / 2).astype(matrix.dtype)
             matrix -= shift[:, None]
             matrix -= shift[None, :]
+            matrix = matrix.astype(np.float64 if _is_double(parts[0]) else np.float32, copy=False)
             if self.estimator == "debiased":
                 np.fill_diagonal(matrix, 0)
                 if _is_flat(matrix):
@@ -269,11 +271,13 @@ class FullSetAccumulator:
         return _feature_tables(matrices, groups, self.estimator)
 
 
-def _array(part: Any) -> FloatArray:
-    """Give features as an array of its own."""
-    features = flattened(part)
-    array: FloatArray = np.array(features.cpu() if hasattr(features, "cpu") else features)
-    return array
+def _as_array(features: Any) -> FloatArray:
+    """Give features as an array, from whatever device."""
+    return np.asarray(features.cpu() if hasattr(features, "cpu") else features)
+
+
+def _is_double(part: Any) -> bool:
+    return str(getattr(part, "dtype", "float64")).endswith("float64")
 
 
 def _is_narrow(width: int, samples: int, kernel: str) -> bool:

@@ -7,6 +7,7 @@ imported only to multiply arrays in bf16.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -33,25 +34,40 @@ ROUNDING = 8 * float(np.finfo(np.float32).eps)
 SMALLEST_PRODUCT = 1e-30  # under it, fp32 products have lost digits
 
 
-def flattened(features: Any, *, keep_tensor: bool = False) -> Any:
-    """Give features as an (N, D) matrix of fp32 or float64, without a copy where there is a way.
+def flattened(parts: Sequence[Any], *, keep_tensor: bool = False) -> list[Any]:
+    """Give features as (N, D) matrices of fp32 or float64, without a copy where there is a way.
 
-    The order of the D features does not matter here, so channels-last tensors stay as they lie.
+    The order of the D features does not matter here, so tensors that lie channels last stay so
+    where all parts do.
 
     Args:
-        features: (N, ...) array or tensor of any real type; N is the images' axis.
+        parts: (N, ...) arrays or tensors of one layer, of any real type; N is the images' axis.
         keep_tensor: leave a tensor of the CPU a tensor.
 
     Returns:
-        (N, D); half precision is widened to fp32, whole numbers to float64 (tensors: fp32);
+        (N, D) each; half precision is widened to fp32, whole numbers to float64 (tensors: fp32);
         tensors are detached, those of the CPU become arrays.
 
     Raises:
         ValueError: no axis but the images'.
     """
+    last = all(_lies_channels_last(part) for part in parts)
+    return [_flattened(part, last, keep_tensor) for part in parts]
+
+
+def _lies_channels_last(features: Any) -> bool:
+    return (
+        hasattr(features, "detach")
+        and features.dim() == 4
+        and bool(features.permute(0, 2, 3, 1).is_contiguous())
+    )
+
+
+def _flattened(features: Any, channels_last: bool, keep_tensor: bool) -> Any:
+    """Give the features of one part as a matrix."""
     if hasattr(features, "detach"):
         features = features.detach()
-        if features.dim() == 4 and not features.is_contiguous():
+        if channels_last:
             features = features.permute(0, 2, 3, 1)
         if str(features.dtype) != "torch.float64":
             features = features.float()
@@ -136,8 +152,8 @@ def gram(
         precision: "fp32", or "bf16" to multiply the centred features in bf16.
 
     Returns:
-        (N, N), fp32 or float64, symmetric; all NaN where features or products are not finite, all
-        zero where every image has the same.
+        (N, N), symmetric, fp32 or float64 (RBF: float64); all NaN where features or products are
+        not finite, all zero where every image has the same.
 
     Raises:
         ValueError: unknown kernel or precision, a bandwidth of 0 or less, or features without an
@@ -147,7 +163,8 @@ def gram(
     revisited), section 3.
     """
     check_kernel(kernel, bandwidth, precision)
-    matrices = [flattened(part, keep_tensor=precision == "bf16") for part in parts]
+    parts = [part for part in parts if len(part)]
+    matrices = flattened(parts, keep_tensor=precision == "bf16")
     if precision == "bf16":
         matrices = [_as_tensor(matrix) for matrix in matrices]
     with np.errstate(all="ignore"):
@@ -176,10 +193,7 @@ def has_fast_bf16() -> bool:
     """Tell whether this processor multiplies bf16 itself; emulated, it is slower than fp32."""
     import torch
 
-    return bool(
-        torch.cpu._is_avx512_bf16_supported()  # type: ignore[no-untyped-call]
-        or torch.cpu._is_amx_tile_supported()  # type: ignore[no-untyped-call]
-    )
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _as_tensor(features: Any) -> Any:
@@ -234,7 +248,7 @@ def _joined(blocks: Sequence[Any]) -> Any:
 
 
 def _add_bf16_product(total: Any, block: Any) -> Any:
-    """Add block @ block.T to an fp32 total; of many rows only what lies on and left of the diagonal.
+    """Add block @ block.T to an fp32 total; of many rows only the lower triangle.
 
     PyTorch rounds a bf16 product to bf16; the sum over blocks is kept in fp32.
     """
@@ -244,12 +258,17 @@ def _add_bf16_product(total: Any, block: Any) -> Any:
     if isinstance(total, int):
         total = block.new_zeros((size, size)).float()
     for start in range(0, size, TALL_ROWS):
-        total[start:, start : start + TALL_ROWS] += block[start:] @ block[start : start + TALL_ROWS].T
+        total[start:, start : start + TALL_ROWS] += (
+            block[start:] @ block[start : start + TALL_ROWS].T
+        )
     return total
 
 
 def _rbf(matrix: FloatArray, bandwidth: float) -> FloatArray:
-    """Turn inner products into exp(-squared distance / (2 s^2)) - 1."""
+    """Turn inner products into exp(-squared distance / (2 s^2)) - 1, in float64.
+
+    In fp32, what tells images apart would drown beside the 1 of a narrow kernel.
+    """
     norms = np.diagonal(matrix).astype(np.float64)
     squares = norms[:, None] + norms[None, :] - 2.0 * matrix
     np.maximum(squares, 0, out=squares)
@@ -259,7 +278,8 @@ def _rbf(matrix: FloatArray, bandwidth: float) -> FloatArray:
     if not median > 0:
         positive = distances[distances > 0]
         median = np.median(positive) if len(positive) else 1.0
-    return np.expm1(squares / (-2 * bandwidth**2 * median)).astype(matrix.dtype)
+    squares /= -2 * bandwidth**2 * median
+    return np.expm1(squares, out=squares)
 
 
 KERNELS: dict[str, Callable[[FloatArray, float], FloatArray]] = {
@@ -294,10 +314,10 @@ def centred_gram(
             less than 5e-5 and takes half the time where the processor has it.
 
     Returns:
-        (N, N) in the precision of the product, fp32 or float64. Three marks tell of a layer
-        without a value: all zero where the features are the same for every image, all NaN where
-        they or their products are not finite, all infinite off the diagonal where all images are
-        equally far apart (the true U is then 0).
+        (N, N) in the precision of the product, fp32 or float64 (RBF: float64). Three marks tell of
+        a layer without a value: all zero where the features are the same for every image, all NaN
+        where they or their products are not finite, all infinite off the diagonal where all images
+        are equally far apart (the true U is then 0).
 
     Raises:
         ValueError: fewer than 4 images, no axis but the images', or an unknown option.
@@ -357,7 +377,7 @@ def unpacked_size(entries: int) -> int:
     Raises:
         ValueError: no N has.
     """
-    size = round((1 + (1 + 8 * entries) ** 0.5) / 2)
+    size = (1 + math.isqrt(1 + 8 * entries)) // 2
     if size * (size - 1) // 2 != entries:
         raise ValueError(f"{entries} entries are not the upper triangle of a square matrix")
     return size

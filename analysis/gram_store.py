@@ -1,8 +1,9 @@
 """Centred Grams kept on disk by content, so that networks once read are compared at once.
 
 In: a key of all that a layer's Grams depend on, and the Grams of its batches. Out: the same Grams,
-rounded to 16 bits: each entry by less than 2e-5 of the largest, CKA by about 1e-6. Files are written
-whole or not at all, and a file that is damaged is as good as none.
+rounded to 16 bits: each entry by less than 2e-5 of the largest, CKA by about 1e-6. (Half precision,
+of the same size, rounds as well only where no entry is large.) Files are written whole or not at
+all, and a file that is damaged is as good as none.
 """
 
 from __future__ import annotations

@@ -46,7 +46,8 @@ def inner_products(rows: Sequence[FloatArray]) -> FloatArray:
         for index, row in enumerate(rows):
             np.multiply(row[start : start + BLOCK_ENTRIES], 1 / scales[index], out=block[index])
         table += block @ block.T
-    return 2 * table * scales[:, None] * scales[None, :]
+    table *= 2 * scales[:, None] * scales[None, :]
+    return table
 
 
 def _scale(row: FloatArray) -> float:

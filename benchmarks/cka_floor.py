@@ -41,6 +41,7 @@ class Bench:
         self.layers = {model.sha256: model.layer_names for model in models}
 
     def stream(self, model: Model, batch: slice) -> Streams:
+        """Run one batch through one network."""
         return stream_features(model, self.images[batch])
 
     def forward(self) -> None:
@@ -91,6 +92,7 @@ class Bench:
                 store.put(self.key(model, layer), matrices)
 
     def key(self, model: Model, layer: str) -> str:
+        """Name a layer's Grams in the store."""
         sizes = [batch.stop - batch.start for batch in self.batches]
         return gram_key(checkpoint=model.sha256, images="these", layer=layer, batch_sizes=sizes)
 
@@ -191,9 +193,7 @@ def main() -> None:
     models = [open_model(path) for path in options.checkpoints] or make_models(PAIR)
     bench = Bench(models, make_images(options.samples), options.batch_size)
     chosen = {
-        name: work
-        for name, work in ways(bench).items()
-        if options.only in name or "floor" in name
+        name: work for name, work in ways(bench).items() if options.only in name or "floor" in name
     }
     peaks = {name: peak_bytes(work) for name, work in chosen.items()}
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
@@ -206,9 +206,8 @@ def main() -> None:
     print(f"{'':30} {'s':>6} {'x floor':>8} {'MB':>6} {'error':>8}")
     for name, times in seconds.items():
         error = "" if options.no_errors or "floor" in name else f"{error_of(bench, name):8.1e}"
-        print(
-            f"{name:30} {min(times):6.2f} {min(times) / floor:8.2f} {peaks[name] / 1e6:6.0f} {error}"
-        )
+        print(f"{name:30} {min(times):6.2f} {min(times) / floor:8.2f}", end=" ")
+        print(f"{peaks[name] / 1e6:6.0f} {error}")
     with torch.no_grad():
         widths = [
             features[0].numel()

@@ -41,7 +41,7 @@ def test_a_plan_has_eight_batches_wherever_there_are_images_enough(batch_size):
 def check_plan(plan, samples, batch_size):
     assert sum(plan.batch_sizes) == plan.samples == samples
     assert [batch.start for batch in plan.slices[1:]] == [batch.stop for batch in plan.slices[:-1]]
-    assert 4 <= min(plan.batch_sizes)
+    assert min(plan.batch_sizes) >= 4
     assert max(plan.batch_sizes) == plan.batch_size <= batch_size
     assert max(plan.batch_sizes) - min(plan.batch_sizes) <= 1
     assert len(plan.slices) >= min(8, samples // 4)
@@ -60,9 +60,7 @@ def test_a_plan_says_why_batches_are_smaller_than_asked():
     )
 
 
-@pytest.mark.parametrize(
-    ("ragged", "sizes"), [(1, "232 or 233"), (2, "232 or 233"), (3, "233")]
-)
+@pytest.mark.parametrize(("ragged", "sizes"), [(1, "232 or 233"), (2, "232 or 233"), (3, "233")])
 def test_a_ragged_last_batch_of_one_to_three_images_is_spread_over_all(ragged, sizes):
     plan = batch_plan(2560 + ragged, 256)
     assert min(plan.batch_sizes) >= 232

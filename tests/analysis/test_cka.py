@@ -10,7 +10,6 @@ import torch
 
 from analysis.batch_plan import batch_slices
 from analysis.cka import CKAAccumulator, centred_gram, cka
-from analysis.gram import has_fast_bf16
 from tests.analysis.naive_cka import biased_hsic, cka_of, linear_gram, rbf_gram
 
 
@@ -297,9 +296,7 @@ def accumulate(layers, features, batch_size):
 def test_standard_error_is_that_of_leaving_out_one_batch_after_another(related):
     x, y = related
     batches = batch_slices(60, 10)
-    left_out = [
-        cka_of(x, y, [other for other in batches if other != batch]) for batch in batches
-    ]
+    left_out = [cka_of(x, y, [other for other in batches if other != batch]) for batch in batches]
     expected = np.sqrt(5 / 6 * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))
     result = accumulate({"m": ["x", "y"]}, {("m", "x"): x, ("m", "y"): y}, 10)
     assert result.standard_errors[0, 1] == pytest.approx(expected, rel=1e-4)
@@ -453,3 +450,316 @@ def test_best_match_is_the_most_similar_layer_and_minus_one_where_there_is_none(
     features = {("a", "y"): y, ("a", "flat"): np.zeros((12, 2)), ("b", "flat"): np.ones((12, 2))}
     features |= {("b", "x"): x, ("b", "y"): 2 * y}
     assert accumulate(layers, features, 12).pair("a", "b").best_match().tolist() == [2, -1]
+
+
+# ------------------------------------------------------------------------ coverage
+
+
+def test_intervals_of_independent_isotropic_features_cover_zero_as_often_as_they_say():
+    rng = np.random.default_rng(2024)
+    covered = []
+    for _ in range(5):  # 200 trials at a time, as layers of two models
+        trials = [str(trial) for trial in range(200)]
+        accumulator = CKAAccumulator({"a": trials, "b": trials})
+        for _ in range(16):
+            accumulator.update(
+                {
+                    (model, trial): centred_gram(rng.normal(size=(16, 10)))
+                    for model in "ab"
+                    for trial in trials
+                }
+            )
+        pair = accumulator.result().pair("a", "b")
+        low, high = np.diagonal(pair.low), np.diagonal(pair.high)
+        covered.extend((low <= 0) & (high >= 0))
+    assert len(covered) == 1000
+    assert 0.92 <= np.mean(covered) <= 0.98
+
+
+# ------------------------------------------------------------------------ shuffles
+
+
+TWO = {"a": ["one", "two"], "b": ["one", "two", "three"]}
+
+
+@pytest.fixture
+def batches(rng):
+    """Features of four batches of 12 images for the layers of `TWO`, as fp32."""
+
+    def draw():
+        shared = rng.normal(size=(12, 4))
+        return {
+            (model, name): (shared @ rng.normal(size=(4, 7)) + rng.normal(size=(12, 7))).astype(
+                "f4"
+            )
+            for model in TWO
+            for name in TWO[model]
+        }
+
+    return [draw() for _ in range(4)]
+
+
+def gather(batches, order=None, layers=TWO, **options):
+    accumulator = CKAAccumulator(layers, **options)
+    for index in range(len(batches)) if order is None else order:
+        accumulator.add(batches[index], index=index)
+    return accumulator
+
+
+def test_null_levels_are_what_95_percent_of_shuffled_comparisons_stay_under(batches):
+    result = gather(batches, num_shuffles=40, seed=3).result()
+    pair = result.pair("a", "b")
+    orders = []
+    for index in range(4):
+        generator = np.random.default_rng([3, index])
+        orders.append([generator.permutation(12) for _ in range(40)])
+    for row, column in itertools.product(range(2), range(3)):
+        x = np.concatenate([batch["a", pair.rows[row]] for batch in batches])
+        y = np.concatenate([batch["b", pair.columns[column]] for batch in batches])
+        values = [
+            cka_of(
+                np.concatenate([x[12 * i : 12 * i + 12][orders[i][draw]] for i in range(4)]),
+                y,
+                batch_slices(48, 12),
+            )
+            for draw in range(40)
+        ]
+        assert pair.null_levels[row, column] == pytest.approx(np.quantile(values, 0.95), abs=1e-5)
+    assert np.isnan(result.pair("a", "a").null_levels).all()
+    assert result.num_shuffles == 40
+    turned = result.pair("b", "a").null_levels
+    np.testing.assert_allclose(turned, pair.null_levels.T, atol=1e-15)
+
+
+def test_independent_features_pass_their_null_level_as_rarely_as_it_says(rng):
+    names = [str(index) for index in range(60)]
+    accumulator = CKAAccumulator({"a": names, "b": names}, num_shuffles=100)
+    for _ in range(8):
+        accumulator.add({(m, n): rng.normal(size=(16, 6)) for m in "ab" for n in names})
+    pair = accumulator.result().pair("a", "b")
+    passed = np.mean(pair.values > pair.null_levels)
+    assert 0.02 < passed < 0.09
+
+
+def test_related_features_pass_their_null_level(batches):
+    pair = gather(batches, num_shuffles=100).result().pair("a", "b")
+    assert (pair.values > pair.null_levels).all()
+    assert (np.abs(pair.null_levels) < 0.5).all()
+
+
+def test_layers_of_a_lone_model_have_null_levels_too(batches):
+    one = gather(batches, layers={"a": TWO["a"]}, num_shuffles=20).result()
+    assert np.isfinite(one.null_levels).all()
+    np.testing.assert_allclose(one.null_levels, one.null_levels.T, atol=1e-15)
+
+
+def test_null_levels_of_three_models_compare_each_with_each(batches):
+    layers = {**TWO, "c": ["one"]}
+    three = [batch | {("c", "one"): batch["a", "two"]} for batch in batches]
+    result = gather(three, layers=layers, num_shuffles=5).result()
+    for first, second in itertools.permutations(layers, 2):
+        assert np.isfinite(result.pair(first, second).null_levels).all()
+
+
+def test_without_shuffles_there_are_no_null_levels(batches):
+    assert gather(batches).result().null_levels is None
+    assert gather(batches).result().pair("a", "b").null_levels is None
+
+
+def test_a_layer_without_a_value_has_no_null_level(batches):
+    for batch in batches:
+        batch["b", "two"][:] = 1
+    levels = gather(batches, num_shuffles=5).result().pair("a", "b").null_levels
+    assert np.isnan(levels[:, 1]).all()
+    assert np.isfinite(levels[:, [0, 2]]).all()
+
+
+# ------------------------------------------------------------------------ parts
+
+
+def assert_same_result(first, second):
+    for name in ("values", "standard_errors", "low", "high", "null_levels"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert (first.batch_sizes, first.samples) == (second.batch_sizes, second.samples)
+    assert (first.undefined, first.interval_note) == (second.undefined, second.interval_note)
+    assert first.dropped == second.dropped
+
+
+@pytest.mark.parametrize("split", [([0, 1], [2, 3]), ([3, 1], [2, 0]), ([2], [3, 0, 1])])
+def test_merged_parts_equal_one_pass_bit_for_bit_in_any_order(batches, split):
+    whole = gather(batches, num_shuffles=7).result()
+    parts = [gather(batches, order, num_shuffles=7) for order in split]
+    assert_same_result(parts[0].merge(parts[1]).result(), whole)
+    assert_same_result(parts[1].merge(parts[0]).result(), whole)
+
+
+def test_an_accumulator_survives_a_file(batches, tmp_path):
+    part = gather(batches, [0, 2], num_shuffles=7, seed=5, kernel="rbf", bandwidth=0.5)
+    part.add({key: features[:2] for key, features in batches[0].items()}, index=9)
+    np.savez(tmp_path / "part.npz", **part.state())
+    with np.load(tmp_path / "part.npz", allow_pickle=False) as state:
+        again = CKAAccumulator.from_state(state)
+    assert_same_result(again.result(), part.result())
+    again.add(batches[1], index=1)
+    part.add(batches[1], index=1)
+    assert_same_result(again.result(), part.result())
+    assert again.result().kernel == "rbf"
+    assert again.result().bandwidth == 0.5
+
+
+def test_an_empty_accumulator_survives_a_file_and_changes_nothing_when_merged(batches):
+    whole = gather(batches, num_shuffles=3)
+    empty = CKAAccumulator.from_state(gather([], num_shuffles=3).state())
+    assert_same_result(empty.merge(whole).result(), whole.result())
+
+
+def test_results_can_be_had_at_any_time_and_close_in(batches):
+    accumulator = CKAAccumulator(TWO)
+    margins = []
+    for batch in batches:
+        accumulator.add(batch)
+        result = accumulator.result()
+        margins.append(result.high[0, 2] - result.low[0, 2])
+        assert np.isfinite(result.values).all()
+    assert np.isnan(margins[0])
+    assert margins[3] < margins[1]
+    assert_same_result(accumulator.result(), gather(batches).result())
+
+
+def test_a_batch_that_counts_twice_is_refused(batches):
+    part = gather(batches, [0, 1])
+    with pytest.raises(ValueError, match="both accumulators hold batch 1"):
+        part.merge(gather(batches, [1, 2]))
+    with pytest.raises(ValueError, match="batch 1 was added before"):
+        part.add(batches[1], index=1)
+
+
+def test_parts_of_different_comparisons_are_refused(batches):
+    with pytest.raises(ValueError, match="these differ: merge parts of one comparison"):
+        gather(batches, [0]).merge(gather(batches, [1], kernel="rbf"))
+
+
+# ------------------------------------------------------------------------ what breaks others
+
+
+@pytest.mark.parametrize("ragged", [1, 2, 3])
+def test_a_last_batch_of_one_to_three_images_is_dropped_and_counted(batches, ragged):
+    whole = gather(batches).result()
+    short = [*batches, {key: features[:ragged] for key, features in batches[0].items()}]
+    result = gather(short).result()
+    np.testing.assert_array_equal(result.values, whole.values)
+    np.testing.assert_array_equal(result.low, whole.low)
+    assert result.dropped == result.pair("a", "b").dropped == ragged
+    assert result.samples == 48
+
+
+def test_nothing_but_short_batches_leaves_every_layer_undefined_with_the_reason(batches):
+    result = gather([{key: features[:3] for key, features in batches[0].items()}]).result()
+    assert np.isnan(result.values).all()
+    assert set(result.undefined) == {f"{model}/{name}" for model in TWO for name in TWO[model]}
+    assert all("no batch has 4 images" in reason for reason in result.undefined.values())
+
+
+def test_equally_distant_images_are_undefined_as_such_and_not_as_constant(batches):
+    for batch in batches:
+        batch["a", "one"] = np.eye(12, dtype=np.float32)
+        batch["a", "two"] = np.full((12, 3), 0.1, np.float32)
+    result = gather(batches, num_shuffles=2).result()
+    assert "self-HSIC) is not positive" in result.undefined["a/one"]
+    assert "same for every image" in result.undefined["a/two"]
+    assert np.isnan(result.values[:2]).all()
+    assert np.isfinite(result.values[2:, 2:]).all()
+    for estimator in ("unbiased", "debiased"):
+        with pytest.raises(ValueError, match="undefined for features_a: .* equally far apart"):
+            cka(np.eye(12), batches[0]["b", "one"], estimator=estimator)
+
+
+def test_equal_distances_in_one_batch_do_not_spoil_the_others(batches):
+    expected_own = gather(batches[1:]).result()
+    batches[0]["a", "one"] = np.eye(12, dtype=np.float32)
+    result = gather(batches).result()
+    assert result.undefined == {}
+    assert np.isfinite(result.values).all()
+    assert 0 < result.values[0, 2] < 1
+    assert expected_own.values.shape == result.values.shape
+
+
+def test_negative_estimates_are_kept(rng):
+    draws = [cka(rng.normal(size=(12, 4)), rng.normal(size=(12, 4))) for _ in range(50)]
+    assert min(draws) < -0.05
+
+
+def test_layers_are_found_by_name_whatever_order_a_batch_holds_them_in(batches):
+    turned = [dict(reversed(batch.items())) for batch in batches]
+    assert_same_result(gather(turned).result(), gather(batches).result())
+
+
+def test_a_batch_without_one_of_the_layers_is_refused(batches):
+    del batches[0]["b", "two"]
+    with pytest.raises(ValueError, match="'two' of 'b' is missing: run all models on the same"):
+        gather(batches)
+
+
+def test_layers_of_different_numbers_of_images_are_refused(batches):
+    batches[0]["b", "two"] = batches[0]["b", "two"][:11]
+    with pytest.raises(ValueError, match="there are 12 of a/one and 11 of b/two"):
+        gather(batches)
+    with pytest.raises(ValueError, match="there are 12 of a/one and 11 of b/two"):
+        CKAAccumulator(TWO).update({key: centred_gram(part) for key, part in batches[0].items()})
+
+
+def test_two_loaders_of_different_order_are_noticed_where_images_are_named(batches, rng):
+    x = rng.normal(size=(12, 3))
+    names = np.array([f"{index}.png" for index in range(12)])
+    accumulator = CKAAccumulator(TWO)
+    accumulator.add(batches[0], images={"a": names, "b": names.copy()})
+    with pytest.raises(ValueError, match="b and a were given the same images in another order"):
+        accumulator.add(batches[1], images={"a": names, "b": names[::-1]})
+    with pytest.raises(ValueError, match="b and a were given different images"):
+        accumulator.add(batches[1], images={"a": np.arange(12), "b": np.arange(1, 13)})
+    with pytest.raises(ValueError, match="features_b and features_a were given the same images in"):
+        cka(x, x[::-1], images_a=np.arange(12), images_b=np.arange(12)[::-1])
+    assert cka(x, 2 * x, images_a=names, images_b=names) == pytest.approx(1)
+
+
+def test_grams_of_live_tensors_do_not_change_with_them(rng):
+    x, y = (torch.from_numpy(rng.normal(size=(16, 5))) for _ in range(2))
+    for precision in ("fp32", "bf16"):
+        before = cka(x, y, precision=precision)
+        accumulator = CKAAccumulator({"m": ["x", "y"]}, precision=precision)
+        accumulator.add({("m", "x"): x, ("m", "y"): y})
+        kept_x, kept_y = x.clone(), y.clone()
+        x.relu_()
+        y.zero_()
+        assert accumulator.result().values[0, 1] == pytest.approx(before, abs=1e-12)
+        x, y = kept_x, kept_y
+
+
+def test_features_are_left_as_they_were(rng):
+    x, y = rng.normal(size=(16, 5)), torch.from_numpy(rng.normal(size=(16, 3))).float()
+    kept_x, kept_y = x.copy(), y.clone()
+    for estimator, precision in itertools.product(
+        ("unbiased", "debiased", "biased"), ("fp32", "bf16")
+    ):
+        cka(x, y, estimator=estimator, precision=precision)
+    np.testing.assert_array_equal(x, kept_x)
+    assert torch.equal(y, kept_y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel": "cosine"}, "kernel must be one of linear, rbf, not 'cosine'"),
+        ({"estimator": "exact"}, "must be one of unbiased, debiased, biased, not 'exact'"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16, not 'fp8'"),
+        ({"bandwidth": 0}, "bandwidth must be above 0, not 0"),
+    ],
+)
+def test_unknown_options_are_refused(related, options, message):
+    with pytest.raises(ValueError, match=message):
+        cka(*related, **options)
+
+
+def test_negative_shuffles_are_refused():
+    with pytest.raises(ValueError, match="shuffles and seed must be 0 or more"):
+        CKAAccumulator(TWO, num_shuffles=-1)
