@@ -36,7 +36,7 @@ ESTIMATORS = ("debiased", "biased")
 JACKKNIFE_GROUPS = 16
 # Features are kept, not their Gram, where images are this many times as many as features.
 NARROW = 4
-CHUNK_BYTES = 32 * 2**20  # of Grams widened to float64 at a time, over all layers
+CHUNK_BYTES = 4 * 2**20  # of Grams multiplied at a time, over all layers
 
 
 def full_set_bytes(
@@ -76,7 +76,8 @@ def in_step(streams: Sequence[Iterator[tuple[str, Any]]]) -> Iterator[tuple[str,
         streams: of every batch, an iterator of (layer name, features).
 
     Yields:
-        (layer name, features of every batch); use them before asking for the next.
+        (layer name, features of every batch); use them before asking for the next, when the list
+        is emptied.
 
     Raises:
         ValueError: the streams name different layers, or end at different ones.
@@ -95,6 +96,7 @@ def in_step(streams: Sequence[Iterator[tuple[str, Any]]]) -> Iterator[tuple[str,
         parts = [item[1] for item in items if item is not None]
         del items
         yield name, parts
+        parts.clear()  # the caller's list too, so that the next layer finds this one gone
 
 
 class FullSetAccumulator:
@@ -239,9 +241,10 @@ class FullSetAccumulator:
         elif not matrix.any():
             self._reasons[key] = CONSTANT
         else:
-            largest = np.abs(matrix).max()
-            # Powers of two, so that products of Grams cannot overflow; CKA does not see them.
-            matrix /= matrix.dtype.type(2.0 ** math.frexp(float(largest))[1])
+            # A power of two, so that products of Grams cannot overflow; CKA does not see it. No
+            # entry of a linear Gram exceeds its diagonal's largest; those of RBF are at most 1.
+            largest = float(np.diagonal(matrix).max())
+            matrix *= matrix.dtype.type(2.0 ** -math.frexp(largest)[1] if largest > 0 else 1)
             means = matrix.mean(axis=1, dtype=np.float64)
             shift = (means - means.mean() / 2).astype(matrix.dtype)
             matrix -= shift[:, None]
@@ -288,7 +291,7 @@ def _is_narrow(width: int, samples: int, kernel: str) -> bool:
 def _is_flat(matrix: FloatArray) -> bool:
     """Tell whether off the diagonal nothing but one value is left, up to rounding.
 
-    The matrix was scaled to a largest entry of 1/2 to 1 before it was centred.
+    The matrix was scaled to entries of at most 1 before it was centred.
     """
     size = len(matrix)
     level = matrix.sum(dtype=np.float64) / (size * (size - 1))
@@ -315,11 +318,13 @@ def _gram_tables(
     # (L, N, groups): what each image has with each group
     sums = np.stack([np.add.reduceat(matrix, edges, axis=1, dtype=np.float64) for matrix in grams])
     touched, inside = np.zeros((2, len(groups), count, count))
-    step = max(CHUNK_BYTES // (8 * size * count), 1)
+    kind = np.result_type(*grams)
+    step = max(CHUNK_BYTES // (kind.itemsize * size * count), 1)
     for index, group in enumerate(groups):
         for start in range(group.start, group.stop, step):
             rows = slice(start, min(start + step, group.stop))
-            chunk = np.stack([matrix[rows] for matrix in grams]).astype(np.float64)
+            # Products of some thousand entries in fp32, their sums in float64.
+            chunk = np.stack([matrix[rows] for matrix in grams], dtype=kind)
             flat = chunk.reshape(count, -1)
             touched[index] += flat @ flat.T
             within = chunk[:, :, group].reshape(count, -1)

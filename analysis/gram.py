@@ -171,7 +171,7 @@ def gram(
         matrix = _linear(matrices, precision)
         if not _holds_digits(matrix):
             matrix = _linear([_doubled(part) for part in matrices], "fp32")
-        if not np.isfinite(matrix).all():
+        if not _is_finite(matrix):
             return np.full_like(matrix, np.nan)
         return KERNELS[kernel](matrix, bandwidth)
 
@@ -206,7 +206,12 @@ def _as_tensor(features: Any) -> Any:
 def _holds_digits(matrix: FloatArray) -> bool:
     """Tell whether fp32 products neither overflowed nor vanished."""
     diagonal = np.diagonal(matrix)
-    return bool(np.isfinite(matrix).all() and diagonal.max() > SMALLEST_PRODUCT)
+    return _is_finite(matrix) and bool(diagonal.max() > SMALLEST_PRODUCT)
+
+
+def _is_finite(matrix: FloatArray) -> bool:
+    """Tell whether all entries are; one sum needs no memory, and any that is not spoils it."""
+    return bool(np.isfinite(matrix.sum(dtype=np.float64)))
 
 
 def _doubled(features: Any) -> Any:
@@ -216,52 +221,46 @@ def _doubled(features: Any) -> Any:
 def _linear(parts: Sequence[Any], precision: str) -> FloatArray:
     """Multiply column-centred (N, D) features, given in parts, into (N, N)."""
     size, width = sum(len(part) for part in parts), parts[0].shape[1]
-    columns = max(BLOCK_ENTRIES // size, LEAST_COLUMNS)
-    total: Any = 0
+    columns = min(max(BLOCK_ENTRIES // size, LEAST_COLUMNS), width)
+    total = _zeros_like(parts[0], (size, size), np.float32 if precision == "bf16" else None)
+    buffer = _zeros_like(parts[0], (size, columns))  # new memory for each block would cost more
     for start in range(0, width, columns):
-        block = _joined([part[:, start : start + columns] for part in parts])
+        block = buffer[:, : min(columns, width - start)]
+        row = 0
+        for part in parts:
+            block[row : row + len(part)] = part[:, start : start + columns]
+            row += len(part)
         # Off the first image, then off the mean: exact far from zero, and exactly 0 where constant.
-        block = block - block[0]
-        block = block - block.mean(0)
+        block -= block[0] + 0
+        block -= block.mean(0)
         if precision == "bf16":
-            total = _add_bf16_product(total, block.bfloat16())
+            _add_bf16_product(total, block.bfloat16())
         else:
-            total = total + block @ block.T
-    if precision == "bf16" and size >= TALL:
-        total = total.tril() + total.tril(-1).T
+            total += block @ block.T
     return np.asarray(total.cpu().numpy() if hasattr(total, "cpu") else total)
 
 
-def _joined(blocks: Sequence[Any]) -> Any:
-    """Stack blocks of rows; a lone one is not copied."""
-    if len(blocks) == 1:
-        return blocks[0]
-    if not hasattr(blocks[0], "new_empty"):
-        return np.concatenate(blocks)
-    size = sum(len(block) for block in blocks)
-    joined = blocks[0].new_empty((size, blocks[0].shape[1]))
-    start = 0
-    for block in blocks:
-        joined[start : start + len(block)] = block
-        start += len(block)
-    return joined
+def _zeros_like(features: Any, shape: tuple[int, int], kind: Any = None) -> Any:
+    """Make zeros where the features lie, of their type or in fp32."""
+    if hasattr(features, "new_zeros"):
+        zeros = features.new_zeros(shape)
+        return zeros if kind is None else zeros.float()
+    return np.zeros(shape, kind or features.dtype)
 
 
-def _add_bf16_product(total: Any, block: Any) -> Any:
-    """Add block @ block.T to an fp32 total; of many rows only the lower triangle.
+def _add_bf16_product(total: Any, block: Any) -> None:
+    """Add block @ block.T to an fp32 total, of many rows by what symmetry does not give.
 
     PyTorch rounds a bf16 product to bf16; the sum over blocks is kept in fp32.
     """
     size = len(block)
     if size < TALL:
-        return total + (block @ block.T).float()
-    if isinstance(total, int):
-        total = block.new_zeros((size, size)).float()
+        total += block @ block.T
+        return
     for start in range(0, size, TALL_ROWS):
-        total[start:, start : start + TALL_ROWS] += (
-            block[start:] @ block[start : start + TALL_ROWS].T
-        )
-    return total
+        stop = min(start + TALL_ROWS, size)
+        total[start:, start:stop] += block[start:] @ block[start:stop].T
+        total[start:stop, stop:] = total[stop:, start:stop].T
 
 
 def _rbf(matrix: FloatArray, bandwidth: float) -> FloatArray:

@@ -10,6 +10,7 @@ the same estimator computed in float64. Without checkpoints, a ResNet-56 and a R
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import threading
 import time
@@ -200,6 +201,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for name, work in chosen.items():
             seconds[name].append(seconds_of(work))
+            print(f"{name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
     floor = min(seconds["forward passes (floor)"])
     print(f"{options.samples} images in batches of {options.batch_size}, ", end="")
     print(f"{options.threads} threads, torch {torch.__version__}")
