@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from analysis.cka import CKAPair, CKAResult
+from analysis.cka_result import CKAPair, CKAResult
 from analysis.errors import InputError
 from analysis.probes import ProbeResult
 from analysis.study import Study, pair_record, save_study, study_record

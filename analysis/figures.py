@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from analysis.cka import CKAPair, FloatArray
+from analysis.cka_result import CKAPair, FloatArray
 from analysis.probes import ProbeResult
 
 CONFIG: dict[str, object] = {

@@ -125,7 +125,7 @@ def _parse_array(dtype: Any, values: list[Any]) -> Any:
     if issubclass(scalar, np.floating):
         array = np.array(values, dtype=np.float64)
         if np.isinf(array).any():
-            raise ValueError("not finite, a number in it is too large")
+            raise ValueError("wrong: it holds a number that is too large")
         return array
     array = np.array(values)
     if array.size == 0:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from analysis.cka import CKAPair, CKAResult
+from analysis.cka_result import CKAPair, CKAResult
 from analysis.errors import InputError
 from analysis.geometry import GeometryResult
 from analysis.paired import PairedResult
@@ -288,15 +288,26 @@ def _reason(error: Exception) -> str:
 
 def _parse_study(record: Record) -> Study:
     """Build a study from JSON values of any format version."""
-    if checked(record["format_version"], int) < 1:
+    if type(version := record["format_version"]) is not int:
+        raise TypeError(f"format_version is a {type(version).__name__} instead of a int")
+    if version < 1:
         raise ValueError("format_version is below 1")
     answers = checked(record["answers"], dict)
     whole = {name: record[name] for name in ("title", "question", "provenance")}
     whole |= {name: answers[name] for name in ANSWERS if name in answers}
     study = parse(Study, whole)
+    _check_accuracies(study)
     _check_names(study)
     _check_shapes(study)
     return study
+
+
+def _check_accuracies(study: Study) -> None:
+    """Hold what checkpoints say of their accuracy to its fields."""
+    for checkpoint in study.question.checkpoints:
+        if checkpoint.accuracy is not None:
+            for name, kind in (("value", float), ("split", str), ("samples", int)):
+                checked(checkpoint.accuracy[name], kind)
 
 
 def _check_names(study: Study) -> None:
@@ -306,9 +317,11 @@ def _check_names(study: Study) -> None:
         raise ValueError("two checkpoints have the same name")
     if any(checkpoint.role not in ROLES for checkpoint in study.question.checkpoints):
         raise ValueError("a checkpoint has an unknown role")
+    if study.cka is not None and len(study.cka.models) != len(study.cka.layers):
+        raise ValueError("models and layers differ in length")
     answered = [study.cka.models] if study.cka else []
     answered += [tuple(result.model for result in study.probes)] if study.probes else []
-    pairs = (*study.similarity, *study.paired)
+    pairs: tuple[PairSimilarity | PairedProbes, ...] = (*study.similarity, *study.paired)
     others = {pair.model_a for pair in pairs} | {pair.model_b for pair in pairs}
     others |= {result.model for result in study.geometry}
     if not names or any(models != names for models in answered) or not others <= set(names):
@@ -318,8 +331,6 @@ def _check_names(study: Study) -> None:
 def _check_shapes(study: Study) -> None:
     """Hold every array to the layers, classes and images that it is about."""
     if study.cka is not None:
-        if len(study.cka.models) != len(study.cka.layers):
-            raise ValueError("models and layers differ in length")
         size = sum(map(len, study.cka.layers))
         _check_fields(study.cka, dict.fromkeys(CKA_FIELDS, (size, size)))
     for probe in study.probes:
