@@ -9,3 +9,7 @@ class InputError(ValueError):
 
 class Cancelled(Exception):  # noqa: N818  a wish, not an error
     """Somebody asked a running analysis to stop; nothing was saved."""
+
+
+class WorkError(RuntimeError):
+    """Something failed while working, and it is not the user's input; one sentence again."""

@@ -1,7 +1,7 @@
-"""Models and the name of a data set in, a study out: every measure from one streamed pass.
+"""Models and a request in, a study out: every measure from one streamed pass.
 
-At most one batch of one layer's features is alive at a time; what stays is a batch's Grams and
-the pooled features of the probes.
+At most one batch of one layer's features is alive at a time; what stays is a batch's Grams and,
+for the measures that need all images at once, pooled features.
 """
 
 from __future__ import annotations
@@ -12,376 +12,337 @@ import platform
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from itertools import combinations
 from pathlib import Path, PurePath
+from typing import Any
 
-import numpy as np
 from threadpoolctl import threadpool_limits
 
-from analysis.cka import SMALLEST_BATCH, CKAAccumulator, FloatArray, batch_slices, centred_gram
-from analysis.errors import Cancelled, InputError
-from analysis.features import (
-    ImageSample,
-    IntArray,
-    check_images,
-    classify,
-    sample_images,
-    stream_features,
+from analysis.answers import (
+    Questions,
+    answer_geometry,
+    answer_paired,
+    answer_probes,
+    answer_similarity,
 )
+from analysis.batch_plan import SMALLEST_BATCH, BatchPlan, batch_plan, batch_slices
+from analysis.cka_result import CKAResult
+from analysis.distributed import gathered, share_of_this_process
+from analysis.errors import Cancelled, InputError
+from analysis.features import ImageSample, check_images, sample_images, stream_features
+from analysis.full_set import FullSetAccumulator, full_set_bytes, in_step
+from analysis.gram import spatial_pool
 from analysis.models import Model, describe_device, unique_names
-from analysis.probes import ProbeResult, fit_probe, pooled, wilson_interval
+from analysis.reading import Progress, Reading, Watch, read_features, read_test
+from analysis.request import StudyRequest
 from analysis.study import Study, StudyCheckpoint, StudyProvenance, StudyQuestion
 
-MEASURES = ("cka", "probe")
-DEFAULT_BATCH_SIZE = 125  # 1,000 images in 8 batches: enough for a jackknife over batches
 DEFAULT_TRAIN_SAMPLES = 5000
-DEFAULT_PENALTY = 1.0
+# A full-set estimator may take so much if nothing else is said.
+DEFAULT_MEMORY = 4 * 2**30
 PACKAGES = ("torch", "numpy", "scikit-learn", "auglocal")
-Key = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: `done` of `total` steps of the stage with this name."""
-
-    stage: str
-    done: int
-    total: int
 
 
 def run_study(
     models: Sequence[Model],
     *,
-    dataset: str,
-    split: str = "test",
-    samples: int | None = None,
-    seed: int = 0,
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    measures: Sequence[str] = MEASURES,
-    train_samples: int | None = None,
-    penalty: float = DEFAULT_PENALTY,
-    folder: Path | str = "data",
-    image_size: int | None = None,
-    dataset_title: str | None = None,
-    download: bool = False,
-    title: str | None = None,
-    out: str = "again.study.json",
+    ceiling: Model | None = None,
+    floor: Model | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
+    keep_partial: bool = False,
+    **options: Any,
 ) -> Study:
-    """Compare the layers of models by CKA, and read them by linear probes.
+    """Compare the layers of models by every measure asked for.
 
     Args:
         models: one or more; those of the same name get a suffix.
-        dataset: a name, or "imagefolder:PATH".
-        split: the split that CKA, probes and classifiers are measured on.
-        samples: images of it; None takes 1,000, or all where there are fewer.
-        seed: decides which images.
-        batch_size: most images a batch; each batch needs 4 for CKA.
-        measures: "cka", "probe" or both.
-        train_samples: training images of the probes; None takes 5,000, or all where there are
-            fewer.
-        penalty: weight of the probes' squared norm, 1 / C in scikit-learn.
-        folder: where downloaded data sets lie.
-        image_size: pixels; resizes the images of a folder.
-        dataset_title: what to call the data of a folder.
-        download: fetch a data set that is not there.
-        title: of the study; made of the models' names if None.
-        out: the file that the recorded command writes.
+        ceiling: a network that should be alike, such as a second seed of the first one's rule.
+        floor: one that should not, such as an untrained network of the same architecture.
         progress: called at the start of a stage, after every batch and after every probe.
         cancelled: asked before every batch and every probe.
+        keep_partial: after `cancelled` give what there is so far, if only CKA of some batches.
+        options: fields of `StudyRequest`; `dataset` is needed.
 
     Returns:
-        the study.
+        the study; under torchrun it is whole on rank 0 only, see `answers_here`.
 
     Raises:
         InputError: images, models and options do not fit together.
-        Cancelled: `cancelled` said so.
+        Cancelled: `cancelled` said so, and there is nothing to keep.
     """
     started = time.perf_counter()
-    _check_options(models, split, batch_size, measures, penalty)
-    draw = partial(
-        sample_images,
-        dataset,
-        seed=seed,
-        folder=folder,
-        image_size=image_size,
-        title=dataset_title,
-        download=download,
-    )
-    job = _Job(
-        models=dict(zip(unique_names([model.name for model in models]), models, strict=True)),
-        test=draw(split, samples),
-        train=draw("train", train_samples, default_samples=DEFAULT_TRAIN_SAMPLES)
-        if "probe" in measures
-        else None,
-        compares="cka" in measures,
-        batch_size=batch_size,
-        penalty=penalty,
-        watch=_Watch(progress, cancelled),
-    )
-    for model in models:
-        check_images(model, job.test)
+    request = StudyRequest(**options)
+    if not models:
+        raise InputError("There is no checkpoint to read; give at least one.")
+    run = _Run(request, models, ceiling, floor, Watch(progress, cancelled))
     # NumPy's threads and PyTorch's wait for each other by spinning: together they took six times
     # as long as PyTorch's alone (40 s against 6.5 s on two busy cores).
     with threadpool_limits(1, user_api="blas"):
-        readings = _read_test(job)
-        probes = () if job.train is None else _run_probes(job, job.train, readings)
-    command = _command(
-        job,
-        {
-            "--image-size": image_size,
-            "--dataset-title": dataset_title,
-            "--data-folder": None if str(folder) == "data" else _portable(folder),
-            "--title": title,
-        },
-        out,
-    )
+        answers = run.answer(keep_partial)
     return Study(
-        title=title or f"{' and '.join(job.models)} on {job.test.title}",
-        question=_question(job, image_size),
-        cka=None if readings.cka is None else readings.cka.result(),
-        probes=probes,
+        title=request.title or f"{' and '.join(run.compared)} on {run.test.title}",
+        question=run.question(),
         provenance=StudyProvenance(
             versions=_versions(),
             device=describe_device(models[0].device),
             seconds=round(time.perf_counter() - started, 3),
             date=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=command,
+            command=run.command(),
+            stopped=run.stopped,
         ),
+        **answers,
     )
 
 
-def _check_options(
-    models: Sequence[Model],
-    split: str,
-    batch_size: int,
-    measures: Sequence[str],
-    penalty: float,
-) -> None:
-    """Refuse options that cannot be served, before anything is read."""
-    if not models:
-        raise InputError("There is no checkpoint to read; give at least one.")
-    if not measures or not set(measures) <= set(MEASURES):
-        raise InputError(
-            f"The measures must be of {' and '.join(MEASURES)}, not {list(measures)}; choose one."
-        )
-    if "probe" in measures and split == "train":
-        raise InputError(
-            "Probes learn from training images and cannot be scored on the train split; choose "
-            "another --split."
-        )
-    if not 0 < penalty < math.inf:
-        raise InputError(
-            f"The penalty of a probe must be above 0, not {penalty:g}; give another --penalty."
-        )
-    if batch_size < 1:
-        raise InputError(
-            f"The batch size must be at least 1, not {batch_size}; give another --batch-size."
-        )
+def answers_here() -> bool:
+    """True in the one process of several that has the answers."""
+    return share_of_this_process().index == 0
 
 
-# ------------------------------------------------------------------------- reading the models
+class _Run:
+    """A request, the models and images it is about, and the order in which answers are made."""
 
-
-class _Watch:
-    """Report progress, and listen for a wish to stop."""
-
-    def __init__(self, progress: Callable[[Progress], None], cancelled: Callable[[], bool]) -> None:
-        self._progress = progress
-        self._cancelled = cancelled
-        self._at = Progress("", 0, 0)
-
-    def start(self, stage: str, total: int) -> None:
-        """Begin a stage of `total` steps."""
-        self._at = Progress(stage, 0, total)
-        self._progress(self._at)
-
-    def check(self) -> None:
-        """Stop here if that is wished."""
-        if self._cancelled():
-            raise Cancelled("The analysis was cancelled; nothing was saved.")
-
-    def step(self) -> None:
-        """Count one step."""
-        self._at = Progress(self._at.stage, self._at.done + 1, self._at.total)
-        self._progress(self._at)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a run works on: models by name, images, options."""
-
-    models: Mapping[str, Model]
-    test: ImageSample
-    train: ImageSample | None
-    compares: bool
-    batch_size: int
-    penalty: float
-    watch: _Watch
-
-
-@dataclass(frozen=True)
-class _Readings:
-    """What one pass over the test images gave, by (model, layer) or by model."""
-
-    cka: CKAAccumulator | None
-    features: dict[Key, FloatArray]
-    predictions: dict[str, IntArray]
-
-
-def _read_test(job: _Job) -> _Readings:
-    """Read every layer of every model once: Grams, pooled features and predictions."""
-    layers = {name: model.layer_names for name, model in job.models.items()}
-    accumulator = CKAAccumulator(layers) if job.compares else None
-    features_by_key: dict[Key, list[FloatArray]] = {}
-    predictions: dict[str, list[IntArray]] = {name: [] for name in job.models}
-    batches = _batches(job, job.test, SMALLEST_BATCH if job.compares else 1)
-    job.watch.start("Reading test images", len(batches) * len(job.models))
-    for batch in batches:
-        grams: dict[Key, FloatArray] = {}
-        for name, model in job.models.items():
-            job.watch.check()
-            for layer, features in stream_features(model, job.test.images[batch]):
-                if job.compares:
-                    grams[name, layer] = centred_gram(features)
-                if job.train is not None:
-                    features_by_key.setdefault((name, layer), []).append(pooled(features))
-            predictions[name].append(classify(model, features))
-            job.watch.step()
-        if accumulator is not None:
-            accumulator.update(grams)
-    return _Readings(
-        cka=accumulator,
-        features={key: np.concatenate(parts) for key, parts in features_by_key.items()},
-        predictions={name: np.concatenate(parts) for name, parts in predictions.items()},
-    )
-
-
-def _read_train(job: _Job, train: ImageSample) -> dict[Key, FloatArray]:
-    """Pool the features of the probes' training images."""
-    features_by_key: dict[Key, list[FloatArray]] = {}
-    batches = _batches(job, train, 1)
-    job.watch.start("Reading training images", len(batches) * len(job.models))
-    for batch in batches:
-        for name, model in job.models.items():
-            job.watch.check()
-            for layer, features in stream_features(model, train.images[batch]):
-                features_by_key.setdefault((name, layer), []).append(pooled(features))
-            job.watch.step()
-    return {key: np.concatenate(parts) for key, parts in features_by_key.items()}
-
-
-def _batches(job: _Job, sample: ImageSample, smallest: int) -> list[slice]:
-    """Cut images into batches, naming the options where that fails."""
-    count = len(sample.images)
-    try:
-        return batch_slices(count, job.batch_size, smallest=smallest)
-    except ValueError as error:
-        raise InputError(
-            f"CKA needs at least {smallest} images in every batch, but {count:,} images in batches "
-            f"of at most {job.batch_size} leave fewer; give more --samples or another --batch-size."
-        ) from error
-
-
-# ------------------------------------------------------------------------------------- probes
-
-
-def _run_probes(job: _Job, train: ImageSample, readings: _Readings) -> tuple[ProbeResult, ...]:
-    """Fit a probe to every layer of every model, and score it."""
-    train_features = _read_train(job, train)
-    job.watch.start("Fitting probes", len(train_features))
-    correct: dict[Key, int] = {}
-    reasons: dict[Key, str] = {}
-    for key, features in train_features.items():
-        job.watch.check()
-        test_features = readings.features[key]
-        try:
-            fit = fit_probe(
-                features, train.labels, test_features, job.test.labels, penalty=job.penalty
+    def __init__(
+        self,
+        request: StudyRequest,
+        models: Sequence[Model],
+        ceiling: Model | None,
+        floor: Model | None,
+        watch: Watch,
+    ) -> None:
+        self.request, self.watch = request, watch
+        references = {"ceiling": ceiling, "floor": floor}
+        given = [*models, *(model for model in references.values() if model is not None)]
+        names = unique_names([model.name for model in given])
+        self.models = dict(zip(names, given, strict=True))
+        self.compared = names[: len(models)]
+        kinds = [role for role, model in references.items() if model is not None]
+        self.roles = dict(zip(names, [*[""] * len(models), *kinds], strict=True))
+        self.train: ImageSample | None = None
+        self.test = self._draw(request.split, request.samples, balanced=request.balanced)
+        if "probe" in request.measures:
+            self.train = self._draw(
+                "train", request.train_samples, default_samples=DEFAULT_TRAIN_SAMPLES
             )
-            correct[key] = int((fit.predictions == job.test.labels).sum())
+        for model in given:
+            check_images(model, self.test)
+        self.plan = self._plan()
+        self.share = share_of_this_process()
+        self.stopped: str | None = None
+
+    def _draw(self, split: str, samples: int | None, **options: Any) -> ImageSample:
+        request = self.request
+        return sample_images(
+            request.dataset,
+            split,
+            samples,
+            request.seed,
+            folder=request.folder,
+            image_size=request.image_size,
+            title=request.dataset_title,
+            download=request.download,
+            **options,
+        )
+
+    def _plan(self) -> BatchPlan:
+        """Cut the test images into batches, naming the options where that fails."""
+        count, size = len(self.test.images), self.request.batch_size
+        if "cka" not in self.request.measures or self.request.full_set:
+            slices = tuple(batch_slices(count, size, smallest=1))
+            return BatchPlan(count, size, size, slices, f"{count:,} images, all at once")
+        try:
+            return batch_plan(count, size)
         except ValueError as error:
-            reasons[key] = str(error)
-        job.watch.step()
-    return tuple(_probe_result(job, train, name, correct, reasons, readings) for name in job.models)
+            raise InputError(
+                f"CKA needs at least {SMALLEST_BATCH} images in every batch, but {count:,} images "
+                f"in batches of at most {size} leave fewer; give more --samples or another "
+                "--batch-size."
+            ) from error
+
+    # ------------------------------------------------------------------------------- answers
+
+    def answer(self, keep_partial: bool) -> dict[str, Any]:
+        """All answers of a study by name."""
+        request = self.request
+        if request.full_set:
+            self._check_memory()
+        reading = gathered(
+            read_test(self.models, self.test, self.plan.slices, request, self.watch, self.share),
+            self.share,
+        )
+        train_features = {}
+        if self.train is not None and not self.watch.cancelled():
+            slices = batch_slices(len(self.train.images), request.batch_size, smallest=1)
+            part = read_features(
+                self.models, self.train, slices, request.probe_pooling, self.watch, self.share
+            )
+            whole = gathered(part, self.share)
+            train_features = {} if whole is None else whole.all_features()
+        if reading is None:  # another process answers
+            return {"cka": None, "probes": ()}
+        if self.watch.cancelled():
+            return self._partial(reading, keep_partial)
+        return self._answers(reading, train_features)
+
+    def _answers(self, reading: Reading, train_features: Any) -> dict[str, Any]:
+        request = self.request
+        questions = Questions(self.models, self.test, request, self.watch)
+        answers: dict[str, Any] = {"cka": None, "probes": ()}
+        if request.full_set:
+            answers["cka"] = self._full_set()
+        elif reading.cka is not None:
+            answers["cka"] = reading.cka.result()
+        if self.train is not None:
+            answers["probes"] = answer_probes(questions, self.train, train_features, reading)
+            answers["paired"] = answer_paired(questions, answers["probes"])
+        if request.similarities:
+            answers["similarity"] = answer_similarity(questions, reading, self._pairs())
+        if "geometry" in request.measures:
+            answers["geometry"] = answer_geometry(questions, reading)
+        return answers
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """Every two models that are compared, and the first one with each reference."""
+        pairs = list(combinations(self.compared, 2)) or [(self.compared[0],) * 2]
+        references = [name for name, role in self.roles.items() if role]
+        return [*pairs, *((self.compared[0], name) for name in references)]
+
+    def _partial(self, reading: Reading, keep_partial: bool) -> dict[str, Any]:
+        """What a run that was stopped has to give: CKA of the batches done."""
+        done = 0 if reading.cka is None else len(reading.cka.state()["indices"])
+        if not keep_partial or reading.cka is None or done == 0:
+            raise Cancelled("The analysis was cancelled; nothing was saved.")
+        self.stopped = f"stopped after {done} of {len(self.plan.slices)} batches"
+        return {"cka": reading.cka.result(), "probes": ()}
+
+    def _full_set(self) -> CKAResult:
+        """CKA over all images at once, layer after layer."""
+        request, batches = self.request, self.plan.slices
+        accumulator = FullSetAccumulator(
+            {name: model.layer_names for name, model in self.models.items()},
+            len(self.test.images),
+            estimator=request.estimator,
+            kernel=request.kernel,
+            bandwidth=request.bandwidth,
+            precision=request.precision,
+        )
+        total = sum(len(model.layer_names) for model in self.models.values())
+        self.watch.start("Comparing whole layers", total)
+        for name, model in self.models.items():
+            streams = [stream_features(model, self.test.images[batch]) for batch in batches]
+            for layer, parts in in_step(streams):
+                self.watch.check()
+                accumulator.add((name, layer), [self._pooled(part) for part in parts])
+                self.watch.step()
+        return accumulator.result()
+
+    def _pooled(self, features: Any) -> Any:
+        pooling = self.request.pooling
+        return features if pooling is None else spatial_pool(features, pooling)
+
+    def _check_memory(self) -> None:
+        """Refuse a full set that takes more memory than allowed, before anything is read."""
+        request, samples = self.request, len(self.test.images)
+        if samples < SMALLEST_BATCH:
+            raise InputError(f"CKA needs at least {SMALLEST_BATCH} images; give more --samples.")
+        widths = [
+            math.prod(self._pooled(features).shape[1:])
+            for model in self.models.values()
+            for _, features in stream_features(model, self.test.images[:1])
+        ]
+        needed = full_set_bytes(widths, samples, kernel=request.kernel, precision=request.precision)
+        allowed = request.memory or DEFAULT_MEMORY
+        if needed > allowed:
+            raise InputError(
+                f"The {request.estimator} estimator over {samples:,} images takes about "
+                f"{needed / 2**20:,.0f} MiB, and {allowed / 2**20:,.0f} are allowed; give fewer "
+                "--samples, more --memory, --pooling 1, or --estimator unbiased."
+            )
+
+    # ------------------------------------------------------------------ where it came from
+
+    def question(self) -> StudyQuestion:
+        """Record what was asked."""
+        request, probes = self.request, self.train is not None
+        return StudyQuestion(
+            checkpoints=tuple(
+                _checkpoint(name, model, self.roles[name]) for name, model in self.models.items()
+            ),
+            dataset=_portable_dataset(self.test.dataset),
+            dataset_title=self.test.title,
+            split=self.test.split,
+            samples=len(self.test.labels),
+            seed=self.test.seed,
+            batch_size=request.batch_size,
+            image_size=request.image_size,
+            images_sha256=self.test.sha256,
+            train_samples=None if self.train is None else len(self.train.labels),
+            penalty=request.penalty if probes else None,
+            measures=request.measures,
+            classes=self.test.classes,
+            labels=tuple(self.test.labels.tolist()),
+            balanced=request.balanced,
+            batch_note=self.plan.note if "cka" in request.measures else None,
+            kernel=request.kernel,
+            bandwidth=request.bandwidth if request.kernel == "rbf" else None,
+            estimator=request.estimator,
+            pooling=request.pooling,
+            precision=request.precision,
+            num_shuffles=0 if request.full_set else request.num_shuffles,
+            probe_pooling=request.probe_pooling,
+            penalties=request.penalties if probes else (),
+            num_neighbours=request.num_neighbours if probes else 0,
+            geometry_groups=request.geometry_groups if "geometry" in request.measures else 0,
+        )
+
+    def command(self) -> str:
+        """Write the one command that redoes this run, with no path of this machine in it."""
+        request = self.request
+        options: dict[str, object] = {
+            "--measures": ",".join(request.measures),
+            "--dataset": _portable_dataset(self.test.dataset),
+            "--split": self.test.split,
+            "--samples": len(self.test.labels),
+            "--seed": self.test.seed,
+            "--batch-size": request.batch_size,
+        }
+        if self.train is not None:
+            options |= {"--train-samples": len(self.train.labels)}
+        options |= request.command_options()
+        if str(request.folder) != "data":
+            options["--data-folder"] = _portable(request.folder)
+        options |= {"--title": request.title}
+        words = ["python", "-m", "analysis", "study"]
+        for name, model in self.models.items():
+            role = self.roles[name]
+            if role == "floor" and model.metadata.rule == UNTRAINED:
+                words += ["--floor", str(model.metadata.seed)]
+            else:
+                words += [*([f"--{role}"] if role else []), _portable(model.path)]
+        return shlex.join([*words, *_words(options), "--out", _portable(request.out)])
 
 
-def _probe_result(
-    job: _Job,
-    train: ImageSample,
-    name: str,
-    correct: Mapping[Key, int],
-    reasons: Mapping[Key, str],
-    readings: _Readings,
-) -> ProbeResult:
-    """Put together what the probes of one model, and its own classifier, got right."""
-    count = len(job.test.labels)
-    layers = job.models[name].layer_names
-    scores = np.array([_score(correct.get((name, layer)), count) for layer in layers])
-    undefined = {layer: reasons[name, layer] for layer in layers if (name, layer) in reasons}
-    classifier: tuple[float, float, float] | tuple[None, None, None] = (None, None, None)
-    if job.models[name].metadata.classes == job.test.classes:
-        own_correct = int((readings.predictions[name] == job.test.labels).sum())
-        classifier = _score(own_correct, count)
-    else:
-        undefined["classifier"] = _class_mismatch(job.models[name], job.test)
-    return ProbeResult(
-        model=name,
-        layers=layers,
-        accuracy=scores[:, 0],
-        low=scores[:, 1],
-        high=scores[:, 2],
-        classifier_accuracy=classifier[0],
-        classifier_low=classifier[1],
-        classifier_high=classifier[2],
-        chance=1 / len(job.test.classes),
-        train_samples=len(train.labels),
-        test_samples=count,
-        penalty=job.penalty,
-        undefined=undefined,
-    )
+UNTRAINED = "untrained"
 
 
-def _score(correct: int | None, samples: int) -> tuple[float, float, float]:
-    """Fraction correct with its interval."""
-    if correct is None:
-        return math.nan, math.nan, math.nan
-    return correct / samples, *wilson_interval(correct, samples)
+def _words(options: Mapping[str, object]) -> list[str]:
+    """Options as words of a command; None leaves one out, and a list becomes 1,2,3."""
+    words: list[str] = []
+    for option, value in options.items():
+        if value is None or value is False:
+            continue
+        if value is True:
+            words.append(option)
+        elif isinstance(value, tuple):
+            words += [option, ",".join(f"{item:g}" for item in value)]
+        else:
+            words += [option, str(value)]
+    return words
 
 
-def _class_mismatch(model: Model, sample: ImageSample) -> str:
-    """Say why a network's own answers cannot be scored on this data."""
-    own, given = model.metadata.classes, sample.classes
-    return (
-        f"the network tells {len(own)} classes apart ({', '.join(own[:3])}, ...), and "
-        f"{sample.title} has {len(given)} others ({', '.join(given[:3])}, ...)"
-    )
-
-
-# ------------------------------------------------------------------------- where it came from
-
-
-def _question(job: _Job, image_size: int | None) -> StudyQuestion:
-    """Record what was asked."""
-    return StudyQuestion(
-        checkpoints=tuple(_checkpoint(name, model) for name, model in job.models.items()),
-        dataset=_portable_dataset(job.test.dataset),
-        dataset_title=job.test.title,
-        split=job.test.split,
-        samples=len(job.test.labels),
-        seed=job.test.seed,
-        batch_size=job.batch_size,
-        image_size=image_size,
-        images_sha256=job.test.sha256,
-        train_samples=None if job.train is None else len(job.train.labels),
-        penalty=None if job.train is None else job.penalty,
-    )
-
-
-def _checkpoint(name: str, model: Model) -> StudyCheckpoint:
+def _checkpoint(name: str, model: Model, role: str) -> StudyCheckpoint:
     """Record which checkpoint a model came from."""
     metadata = model.metadata
     return StudyCheckpoint(
@@ -394,6 +355,7 @@ def _checkpoint(name: str, model: Model) -> StudyCheckpoint:
         accuracy=metadata.accuracy,
         epoch=metadata.epoch,
         seed=metadata.seed,
+        role=role,
     )
 
 
@@ -406,27 +368,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _command(job: _Job, extras: Mapping[str, object], out: str) -> str:
-    """Write the one command that redoes this run, with no path of this machine in it."""
-    verb = "cka" if job.train is None else "study" if job.compares else "probe"
-    options: dict[str, object] = {
-        "--dataset": _portable_dataset(job.test.dataset),
-        "--split": job.test.split,
-        "--samples": len(job.test.labels),
-        "--seed": job.test.seed,
-        "--batch-size": job.batch_size,
-    }
-    if job.train is not None:
-        options |= {"--train-samples": len(job.train.labels), "--penalty": job.penalty}
-    options |= extras
-    words = ["python", "-m", "analysis", verb]
-    words += [_portable(model.path) for model in job.models.values()]
-    for option, value in options.items():
-        words += [] if value is None else [option, str(value)]
-    words += ["--out", _portable(out)] if verb == "study" else ["--json"]
-    return shlex.join(words)
 
 
 def _portable(path: Path | str) -> str:

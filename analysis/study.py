@@ -127,13 +127,17 @@ class PairedProbes:
 
 @dataclass(frozen=True)
 class StudyProvenance:
-    """Where the answers came from: versions by package, device, seconds, ISO 8601 date, command."""
+    """Where the answers came from: versions by package, device, seconds, ISO 8601 date, command.
+
+    `stopped` says how far a run came that was stopped before its end; None of a whole one.
+    """
 
     versions: dict[str, str]
     device: str
     seconds: float
     date: str
     command: str
+    stopped: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,49 @@
+"""`python -m analysis inspect FILE`: what a checkpoint is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add_inspect(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "inspect",
+        help="what a checkpoint is: architecture, layers, rule, data",
+        description="Open a checkpoint, without running any code of it, and say what it is.",
+    )
+    parser.set_defaults(command=run_inspect)
+    parser.add_argument("checkpoint", type=Path, metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run_inspect(options: argparse.Namespace) -> None:
+    """Print what the file is."""
+    from analysis.models import open_model  # torch: not for --help
+
+    model = open_model(options.checkpoint)
+    metadata = model.metadata
+    document = {
+        "architecture": metadata.architecture,
+        "num_classes": metadata.num_classes,
+        "input_size": list(metadata.input_size),
+        "parameters": sum(value.numel() for value in model.backbone.parameters()),
+        "layers": list(model.layer_names),
+        "auxiliary_networks": list(model.auxiliary_layers),
+        "rule": metadata.rule,
+        "rule_options": metadata.rule_options,
+        "dataset": metadata.dataset,
+        "accuracy": metadata.accuracy,
+        "epoch": metadata.epoch,
+        "seed": metadata.seed,
+        "sha256": model.sha256,
+    }
+    if options.json:
+        print(json.dumps(document))
+        return
+    for name, value in document.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        print(f"{name.replace('_', ' '):<20} {text}")
