@@ -17,7 +17,7 @@ import numpy as np
 
 from analysis.batch_plan import SMALLEST_BATCH
 from analysis.cka_result import CKAResult
-from analysis.gram import DEFAULT_BANDWIDTH, ROUNDING, check_kernel, flattened, gram
+from analysis.gram import BLOCK_COLUMNS, DEFAULT_BANDWIDTH, ROUNDING, check_kernel, flattened, gram
 from analysis.hsic import (
     CONSTANT,
     NOT_FINITE,
@@ -54,16 +54,15 @@ def full_set_bytes(
         bytes, for fp32 features streamed layer by layer (`in_step`): what is kept of all layers,
         and the larger of one layer's features with the work on its Gram, and the work at the end.
     """
-    square, narrow = samples**2, [_is_narrow(width, samples, kernel) for width in widths]
-    working = 4 * samples * max(widths)  # the features that are alive
-    if all(narrow):
+    square, alive = samples**2, 4 * samples * max(widths)
+    if all(_is_narrow(width, samples, kernel) for width in widths):
         kept = 4 * samples * sum(widths)
-        return kept + max(working, 16 * samples * sum(widths) + 40 * sum(widths) ** 2)
-    # A Gram beside its float64 copy; RBF takes two more, and a list of distances.
-    work = working + square * {"linear": 12, "rbf": 36}[kernel]
-    work += 4 * square if precision == "bf16" else 0
+        return kept + max(alive, 16 * samples * sum(widths) + 40 * sum(widths) ** 2)
     kept = 4 * square * len(widths)
-    sums = 8 * samples * len(widths) * (JACKKNIFE_GROUPS + 2)
+    block = (4 if precision == "fp32" else 6) * samples * min(BLOCK_COLUMNS, max(widths))
+    # A Gram and its product; RBF has float64 copies, and a list of distances.
+    work = alive + block + square * ({"linear": 12, "rbf": 36}[kernel])
+    sums = 8 * samples * len(widths) * (JACKKNIFE_GROUPS + 3)
     return kept + max(work, 3 * CHUNK_BYTES + sums)
 
 

@@ -68,7 +68,7 @@ def shuffled_products(
         permutations: (S, N), the orders to take; the same for all pairs.
 
     Returns:
-        (S, L, L), fp32, symmetric, each pair of images counted twice; NaN where nothing was
+        (S, L, L), symmetric, each pair of images counted twice; NaN where nothing was
         multiplied.
     """
     size = unpacked_size(len(rows[0]))

@@ -4,8 +4,8 @@
     python benchmarks/cka_peers.py [A.safetensors B.safetensors] --samples 1024
 
 The floor is the forward passes alone. Errors are the largest difference from float64 of the
-unbiased minibatch estimator, which all these compute. Then four networks, all six pairs. Packages that are
-not installed are named and left out.
+unbiased minibatch estimator, which all these compute. Then four networks, all six pairs. Packages
+that are not installed are named and left out.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from analysis.cka_result import FloatArray
@@ -31,55 +32,60 @@ from analysis.models import Model, open_model
 from benchmarks.cka_floor import Bench, peak_bytes, seconds_of
 from benchmarks.cka_models import PAIR, make_images, make_models
 
-Compare = Callable[[Model, Model, DataLoader[Any]], FloatArray]
+Compare = Callable[["Tapped", "Tapped", DataLoader[Any]], FloatArray]
 FOUR = ("resnet56", "resnet20", "resnet56", "resnet20")
 
 
-def torch_cka(first: Model, second: Model, loader: DataLoader[Any]) -> FloatArray:
+class Tapped(nn.Module):
+    """A network with an identity after each layer, for packages to put their hooks on."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.layers = model.backbone.layers.values()  # a plain view, so that no package enters it
+        self.names = [f"tap_{name}" for name in model.layer_names]
+        for name in self.names:
+            self.add_module(name, nn.Identity())
+        # Packages ask parameters for the device.
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Run the layers, and each one's tap."""
+        features = images
+        for layer, name in zip(self.layers, self.names):
+            features = getattr(self, name)(layer(features))
+        return features
+
+
+def torch_cka(first: Tapped, second: Tapped, loader: DataLoader[Any]) -> FloatArray:
     """CKA by torch_cka."""
     module = importlib.import_module("torch_cka")
     comparison = module.CKA(
-        first.backbone,
-        second.backbone,
-        "first",
-        "second",
-        model1_layers=names(first),
-        model2_layers=names(second),
+        first, second, "first", "second", model1_layers=first.names, model2_layers=second.names
     )
-    try:
-        comparison.compare(loader, loader)
-    finally:  # it leaves its hooks behind
-        for model in (first, second):
-            for layer in model.backbone.modules():
-                layer._forward_hooks.clear()
+    comparison.compare(loader, loader)
     return np.asarray(comparison.export()["CKA"])
 
 
-def pytorch_cka(first: Model, second: Model, loader: DataLoader[Any]) -> FloatArray:
+def pytorch_cka(first: Tapped, second: Tapped, loader: DataLoader[Any]) -> FloatArray:
     """CKA by pytorch-cka."""
     module = importlib.import_module("cka")
     (matrix,) = module.compute_cka(
-        first.backbone,
-        second.backbone,
+        first,
+        second,
         loader,
-        layers=names(first),
-        model2_layers=names(second),
+        layers=first.names,
+        model2_layers=second.names,
         device="cpu",
         progress=False,
     )
     return np.asarray(matrix)
 
 
-def cka_pytorch(first: Model, second: Model, loader: DataLoader[Any]) -> FloatArray:
+def cka_pytorch(first: Tapped, second: Tapped, loader: DataLoader[Any]) -> FloatArray:
     """CKA by cka-pytorch, over one epoch."""
     module = importlib.import_module("cka_pytorch.cka")
     calculator = module.CKACalculator(
-        first.backbone,
-        second.backbone,
-        model1_layers=names(first),
-        model2_layers=names(second),
-        hook_recursive=False,
-        verbose=False,
+        first, second, model1_layers=first.names, model2_layers=second.names, verbose=False
     )
     return np.asarray(calculator.calculate_cka_matrix(loader, num_epochs=1))
 
@@ -89,11 +95,6 @@ PEERS: dict[str, tuple[str, Compare]] = {
     "pytorch-cka": ("cka", pytorch_cka),
     "cka-pytorch": ("cka_pytorch.cka", cka_pytorch),
 }
-
-
-def names(model: Model) -> list[str]:
-    """The layers, as PyTorch names modules."""
-    return [f"layers.{name}" for name in model.layer_names]
 
 
 def installed() -> dict[str, Compare]:
@@ -109,10 +110,11 @@ def installed() -> dict[str, Compare]:
 
 
 def quietly(compare: Compare, first: Model, second: Model, loader: DataLoader[Any]) -> FloatArray:
-    """Run a peer without its progress bars."""
+    """Run a peer without its progress bars, on networks that no hooks were left in."""
+    tapped = Tapped(first), Tapped(second)
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        return compare(first, second, loader)
+        return compare(*tapped, loader)
 
 
 def loader_of(bench: Bench, batch_size: int) -> DataLoader[Any]:

@@ -41,6 +41,27 @@ def test_a_gram_of_parts_is_the_gram_of_the_whole(rng, cuts, as_features):
     np.testing.assert_allclose(centred, doubly_centred(rbf_gram(x, 0.5)), atol=1e-12)
 
 
+@pytest.mark.parametrize("samples", [30, 1100])
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_tensors_are_multiplied_alike_with_one_thread_and_with_more(
+    rng, samples, threads, kind, monkeypatch
+):
+    monkeypatch.setattr("analysis.gram._has_threads", lambda parts: threads)
+    x = torch.from_numpy(rng.normal(size=(samples, 5, 3, 3)) + 40).to(kind)
+    matrix = gram([x])
+    assert matrix.dtype == np.dtype(str(kind).removeprefix("torch."))
+    expected = linear_gram(x.numpy())
+    np.testing.assert_allclose(matrix, expected, atol=1e-4 if kind == torch.float32 else 1e-9)
+
+
+def test_few_images_are_multiplied_in_fp32_whatever_was_asked(rng):
+    x = torch.from_numpy(rng.normal(size=(127, 30))).float()
+    np.testing.assert_array_equal(gram([x], precision="bf16"), gram([x]))
+    more = torch.cat([x, x[:1]])
+    assert (gram([more], precision="bf16") != gram([more])).any()
+
+
 def test_a_tall_bf16_gram_mirrors_what_it_leaves_out(rng):
     x = torch.from_numpy(rng.normal(size=(1100, 40))).float()
     matrix = gram([x[:300], x[300:]], precision="bf16")
