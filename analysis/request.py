@@ -66,7 +66,7 @@ class StudyRequest:
     measures: tuple[str, ...] = ("cka", "probe")
     batch_size: int = DEFAULT_BATCH_SIZE
     kernel: str = "linear"
-    bandwidth: float = 1.0
+    bandwidth: float = 0.8
     estimator: str = "unbiased"
     pooling: int | None = None
     precision: str = "fp32"

@@ -50,9 +50,9 @@ def add_cka_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--bandwidth",
         type=float,
-        default=1.0,
+        default=0.8,
         metavar="X",
-        help="of the RBF kernel, as a fraction of the median distance (default: 1)",
+        help="of the RBF kernel, as a fraction of the median distance (default: 0.8)",
     )
     add(
         "--estimator",
