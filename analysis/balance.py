@@ -88,7 +88,7 @@ def within_quotas(labels: IntArray, quotas: IntArray) -> IntArray:
 def remainder_note(classes: Sequence[str], quotas: IntArray) -> str:
     """Say which classes have one image more, in a sentence; "" if none has."""
     share = int(quotas.min())
-    more = [classes[index] for index in np.flatnonzero(quotas > share)]
+    more = [classes[index] for index in np.flatnonzero(quotas > share).tolist()]
     if not more:
         return ""
     left = len(more) - MOST_LISTED

@@ -74,11 +74,11 @@ class ModuleReader:
         """Run once on zeros, to see which layers run, in which order, and what comes out."""
         place = next(self.module.parameters(), torch.empty(0)).device
         calls: list[str] = []
-        storages: dict[str, int] = {}
+        last: list[Tensor] = []
 
         def note(name: str, features: Tensor) -> None:
             calls.append(name)
-            storages[name] = features.untyped_storage().data_ptr()
+            last[:] = [features]
 
         try:
             output = self._run(torch.zeros(TRIAL_IMAGES, *input_size, device=place), note)
@@ -93,12 +93,12 @@ class ModuleReader:
         logits = _logits(output, TRIAL_IMAGES)
         self.num_outputs = 0 if logits is None else logits.shape[1]
         if drop_output:
-            # What the automatic choice should not show: the network's answer, and branches that
-            # run in training only.
-            end = None if logits is None else logits.untyped_storage().data_ptr()
-            calls = [name for name in calls if storages[name] != end] or calls
-            kept = {name.partition("#")[0] for name in calls}
-            self._layers = {name: self._layers[name] for name in self._layers if name in kept}
+            # What the automatic choice should not show: branches that run in training only, and
+            # the network's answer.
+            answers = logits is not None and any(_share_memory(logits, part) for part in last)
+            if answers and len(calls) > 1 and calls[-1] in self._layers:
+                calls.pop()
+            self._layers = {name: self._layers[name] for name in self._layers if name in calls}
         idle = [name for name in self._layers if name not in calls]
         if idle or not calls:
             raise InputError(
@@ -119,7 +119,7 @@ class ModuleReader:
                 without autocast. It must copy what it keeps: what runs next may work in place.
 
         Returns:
-            the network's output (N, K), detached, or None where it has none of that shape.
+            the network's output (N, K), float32, or None where it has none of that shape.
 
         Raises:
             InputError: a layer did not run, or ran more often than on the trial; or the weights
@@ -147,7 +147,8 @@ class ModuleReader:
                 f"The module did not run {listed(sorted({*self.layer_names} - {*seen}))} for these "
                 "images, but did for others; leave it out of layer_names."
             )
-        return _logits(output, len(images))
+        logits = _logits(output, len(images))
+        return None if logits is None else logits.float()
 
     def _count_changes(self) -> list[tuple[int, int]]:
         """Tell apart the states of the weights; every change in place counts one up."""
@@ -236,13 +237,18 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 def _logits(output: Any, num_images: int) -> Tensor | None:
-    """Give the network's answer (N, K), in float32: its entry "logits" or first tensor."""
+    """Give the network's answer (N, K): its entry "logits", or its first tensor."""
     if isinstance(output, Mapping) and "logits" in output:
         output = output["logits"]
     logits = first_tensor(output)
     if logits is None or logits.dim() != 2 or len(logits) != num_images:
         return None
-    return logits.detach().float()
+    return logits.detach()
+
+
+def _share_memory(first: Tensor, second: Tensor) -> bool:
+    """Tell whether two tensors lie in the same memory; both must be alive."""
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
 
 
 def channel_axis(shape: Sequence[int], width: tuple[int, bool] | None) -> int:

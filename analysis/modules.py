@@ -99,15 +99,21 @@ def _open_reader(
     channel_axes: Mapping[str, int] | None,
 ) -> tuple[tuple[int, int, int], ModuleReader]:
     """Make a reader with images of the size given, or of the first that the module takes."""
-    convolutions = (part for part in module.modules() if isinstance(part, nn.Conv2d))
-    channels = next((part.in_channels for part in convolutions), 3)
-    sizes = [(channels, side, side) for side in TRIAL_SIZES]
-    for size in sizes if input_size is None else [input_size]:
+    sizes = _usual_sizes(module) if input_size is None else [input_size]
+    failures = []
+    for size in sizes:
         try:
             return size, ModuleReader(module, layer_names, size, channel_axes)
         except TrialError as error:
-            failure = error
-    raise failure
+            failures.append(error)
+    raise failures[0]
+
+
+def _usual_sizes(module: nn.Module) -> list[tuple[int, int, int]]:
+    """Sizes of images to try; the convolution defined first need not be the one that runs first."""
+    convolutions = (part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d))
+    channels = dict.fromkeys([next(convolutions, 3), 3, 1])
+    return [(count, side, side) for count in channels for side in TRIAL_SIZES]
 
 
 def _normalisation(
