@@ -308,7 +308,9 @@ def test_auxiliary_networks_answer_for_the_layers_that_have_them():
     correct = {}
 
     def score(name, features):
+        before = features.clone()
         logits = auxiliary_logits(model, name, features)
+        assert torch.equal(features, before)
         if logits is not None:
             assert logits.shape == (200, 10)
             assert logits.grad_fn is None

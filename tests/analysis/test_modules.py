@@ -578,6 +578,25 @@ def test_the_checksum_is_of_the_weights_and_changed_weights_are_not_read(network
     assert read(again, images)
 
 
+def test_a_device_that_is_not_there_is_refused_and_its_own_is_no_copy(network):
+    with pytest.raises(InputError, match="no device 'tpu'"):
+        from_module(network, input_size=SIZE, device="tpu")
+    assert from_module(network, input_size=SIZE, device="cpu").backbone.module is network
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_another_device_a_copy_is_read(network, images):
+    model = from_module(network, input_size=SIZE, device="cuda")
+    assert network.stem.weight.device.type == "cpu"
+    here = from_module(network, input_size=SIZE)
+    assert model.sha256 == here.sha256
+    expected, found = read(here, images), read(model, images)
+    for name, features in expected.items():
+        assert found[name].device.type == "cuda"
+        torch.testing.assert_close(found[name].cpu(), features, atol=2e-3, rtol=2e-3)
+
+
 def test_a_backbone_read_as_a_module_gives_what_the_checkpoint_gives(checkpoints):
     model = open_model(checkpoints[0])
     names = [f"layers.{name}" for name in model.layer_names]
