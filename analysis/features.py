@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from analysis.balance import class_quotas, remainder_note, usual_samples, within_quotas
 from analysis.errors import InputError
 from analysis.models import Model, translated_errors
+from analysis.module_reader import ModuleReader
 from auglocal.data import FOLDER_PREFIX, Dataset, load_dataset
 
 IntArray = npt.NDArray[np.int64]
@@ -34,6 +36,8 @@ class ImageSample:
         indices: (N,), which images of the split.
         seed: of the draw.
         sha256: of the pixels and labels, in order.
+        balanced: every class has the same number of images, give or take one.
+        note: a sentence where it is one more in some classes; else "".
     """
 
     images: Tensor
@@ -45,6 +49,8 @@ class ImageSample:
     indices: IntArray
     seed: int
     sha256: str
+    balanced: bool = False
+    note: str = ""
 
 
 def sample_images(
@@ -58,6 +64,7 @@ def sample_images(
     title: str | None = None,
     download: bool = False,
     default_samples: int = DEFAULT_SAMPLES,
+    balanced: bool = False,
 ) -> ImageSample:
     """Draw images of a split, at random, without repetition.
 
@@ -73,19 +80,26 @@ def sample_images(
         title: what to call the data of a folder.
         download: fetch a data set that is not there.
         default_samples: how many if nothing is asked for.
+        balanced: draw the same number of images of every class; where K does not divide
+            `samples`, classes drawn by the seed have one more, and the sample's note says so. Of
+            `samples` None it takes as many as the smallest class allows, a multiple of K.
 
     Returns:
         the images with all that identifies them.
 
     Raises:
-        InputError: no such data set or split, or more images asked for than the split holds.
+        InputError: no such data set or split, or more images asked for than the split holds, or
+            than a class does where the draw is balanced.
     """
     with translated_errors():
         loaded = load_dataset(
             dataset, folder=folder, download=download, image_size=image_size, title=title
         )
     size = _split_size(loaded, split)
-    samples = min(default_samples, size) if samples is None else samples
+    all_labels: IntArray = loaded.splits[split].labels.numpy()
+    counts = np.bincount(all_labels, minlength=len(loaded.classes))
+    if samples is None:
+        samples = usual_samples(counts, default_samples) if balanced else min(default_samples, size)
     if not 1 <= samples <= size:
         raise InputError(
             f"{samples:,} images of the {split} split of {loaded.title} were asked for, but it "
@@ -93,10 +107,18 @@ def sample_images(
         )
     if seed < 0:
         raise InputError(f"The seed must be 0 or more, not {seed}; give another --seed.")
-    indices = np.random.default_rng(seed).permutation(size)[:samples].astype(np.int64)
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(size)
+    note = ""
+    if balanced:
+        place = f"the {split} split of {loaded.title}"
+        quotas = class_quotas(loaded.classes, counts, samples, generator, place)
+        order = order[within_quotas(all_labels[order], quotas)]
+        note = remainder_note(loaded.classes, quotas)
+    indices = order[:samples].astype(np.int64)
     with translated_errors():
         images = loaded.splits[split].take(torch.from_numpy(indices))
-    labels = loaded.splits[split].labels.numpy()[indices]
+    labels = all_labels[indices]
     return ImageSample(
         images=images,
         labels=labels,
@@ -107,6 +129,8 @@ def sample_images(
         indices=indices,
         seed=seed,
         sha256=hashlib.sha256(images.numpy().tobytes() + labels.tobytes()).hexdigest(),
+        balanced=balanced,
+        note=note,
     )
 
 
@@ -127,7 +151,7 @@ def check_images(model: Model, sample: ImageSample) -> None:
         InputError: channels, height or width differ.
     """
     expected, given = model.metadata.input_size, tuple(sample.images.shape[1:])
-    if given == expected:
+    if given == expected or (model.takes_any_size and given[0] == expected[0]):
         return
     advice = "choose another data set with --dataset"
     if given[0] == expected[0] and sample.dataset.startswith(FOLDER_PREFIX):
@@ -146,36 +170,120 @@ def stream_features(model: Model, images: Tensor) -> Iterator[tuple[str, Tensor]
     """Run one batch through a model and yield each layer's output as it is computed.
 
     Use an output before asking for the next: the next layer may work in its memory, and it is
-    given up then, so that no more than one layer's features are alive.
+    given up then, so that no more than one layer's features are alive. A module of the user's own
+    cannot be halted between layers: of that, copies of all layers are held; `visit_features` holds
+    none.
 
     Args:
         model: a model.
         images: uint8, (N, C, H, W).
 
     Yields:
-        (layer name, features (N, ...)), input to output, without an autograd graph.
+        (layer name, features (N, C, ...), float32 unless the network is of float64), input to
+        output, without an autograd graph.
     """
+    if isinstance(model.backbone, ModuleReader):
+        yield from _copied_features(model, model.backbone, images)
+        return
     outputs = model.backbone.forward_layers(model.preprocess(images))
     while True:
         # Never yield inside the `with`: it would leak into the caller.
-        with torch.no_grad():
+        with model.computing():
             output = next(outputs, None)
         if output is None:
             return
-        yield output
+        name, features = output
+        del output
+        yield name, _widened(features)
+        del features
+
+
+def _copied_features(
+    model: Model, reader: ModuleReader, images: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """Run the whole network first, and yield copies of what its layers gave."""
+    copies: list[tuple[str, Tensor]] = []
+    with model.computing():
+        reader.visit(
+            model.preprocess(images),
+            lambda name, features: copies.append((name, _widened(features.clone()))),
+        )
+    copies.reverse()
+    while copies:
+        yield copies.pop()
+
+
+def _widened(features: Tensor) -> Tensor:
+    """Give half precision as float32, which every measure takes."""
+    return features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+
+
+def visit_features(
+    model: Model, images: Tensor, visit: Callable[[str, Tensor], None]
+) -> Tensor | None:
+    """Run one batch through a model, once, and hand over each layer's output as it is computed.
+
+    Args:
+        model: a model.
+        images: uint8, (N, C, H, W).
+        visit: called with a layer's name and its features, (N, D) or (N, C, ...), float32 unless
+            the network is of float64, without an autograd graph; input to output. It must copy
+            what it keeps, and change nothing: the next layer reads the same memory, and may work
+            in it.
+
+    Returns:
+        the network's own logits, (N, K), float32; None for a module of the user's own whose output
+        is not of this shape.
+    """
+    if isinstance(model.backbone, ModuleReader):
+        with model.computing():
+            return model.backbone.visit(
+                model.preprocess(images), lambda name, features: visit(name, _widened(features))
+            )
+    for name, features in stream_features(model, images):
+        visit(name, features)
+    with model.computing():
+        logits: Tensor = model.backbone.head(features)
+    return logits.float()
+
+
+def auxiliary_logits(model: Model, layer_name: str, features: Tensor) -> Tensor | None:
+    """Give what a layer's auxiliary network, which trained it, makes of the layer's output.
+
+    Args:
+        model: a model opened with `auxiliaries=True`.
+        layer_name: of the layer.
+        features: the layer's output as streamed, (N, C, H, W).
+
+    Returns:
+        (N, K) float32, on the model's device; None where no auxiliary network reads this layer.
+    """
+    classifier = model.auxiliaries.get(layer_name)
+    if classifier is None:
+        return None
+    with model.computing():
+        return classifier.logits(features).float()
 
 
 def classify(model: Model, features: Tensor) -> IntArray:
     """Predict classes by the model's own head.
 
     Args:
-        model: a model.
+        model: a model of a checkpoint.
         features: the last layer's output, (N, ...).
 
     Returns:
         (N,) indices into the model's classes.
+
+    Raises:
+        ValueError: the model is a module of the user's own, whose head is not known.
     """
-    with torch.no_grad():
+    if isinstance(model.backbone, ModuleReader):
+        raise ValueError(
+            f"{model.name} is a module of your own, whose head is not known; take the logits that "
+            "visit_features returns"
+        )
+    with model.computing():
         logits = model.backbone.head(features)
     predictions: IntArray = logits.argmax(dim=1).cpu().numpy()
     return predictions

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from analysis.balance import class_quotas, within_quotas
 from analysis.errors import InputError
-from analysis.features import check_images, classify, sample_images, stream_features
+from analysis.features import (
+    auxiliary_logits,
+    check_images,
+    classify,
+    sample_images,
+    stream_features,
+    visit_features,
+)
 from analysis.models import open_model
 from auglocal.data import load_dataset
 
@@ -96,6 +106,95 @@ def test_a_data_set_that_was_not_downloaded_is_refused(tmp_path):
         sample_images("cifar10", folder=tmp_path)
 
 
+# ------------------------------------------------------------------------ balance
+
+
+def test_a_plain_draw_is_that_of_the_shipped_study():
+    path = Path(__file__).resolve().parents[2] / "checkpoints" / "digits.study.json"
+    question = json.loads(path.read_text())["question"]
+    sample = sample_images("digits", question["split"], question["samples"], question["seed"])
+    assert sample.sha256 == question["images_sha256"]
+    assert (sample.balanced, sample.note) == (False, "")
+
+
+def test_a_balanced_draw_takes_as_many_images_of_each_class():
+    sample = sample_images("digits", "test", 200, seed=4, balanced=True)
+    assert np.bincount(sample.labels).tolist() == [20] * 10
+    assert len(set(sample.indices.tolist())) == 200
+    assert (sample.balanced, sample.note) == (True, "")
+    split = load_dataset("digits").splits["test"]
+    torch.testing.assert_close(sample.images, split.images[sample.indices])
+    np.testing.assert_array_equal(sample.labels, split.labels.numpy()[sample.indices])
+
+
+def test_balanced_images_are_the_first_of_each_class_in_the_order_of_the_plain_draw():
+    sample = sample_images("digits", "test", 50, seed=4, balanced=True)
+    order = sample_images("digits", "test", 1000, seed=4)
+    taken = dict.fromkeys(range(10), 0)
+    expected = []
+    for index, label in zip(order.indices, order.labels):
+        if taken[label] < 5:
+            taken[label] += 1
+            expected.append(index)
+    assert sample.indices.tolist() == expected
+    assert sample.labels.tolist() != sorted(sample.labels.tolist())
+
+
+def test_batches_of_a_balanced_draw_are_not_of_single_classes():
+    # Class-sorted batches move CKA by 0.19.
+    labels = sample_images("digits", "test", 400, balanced=True).labels
+    assert min(len(set(part)) for part in np.split(labels, 10)) >= 8
+
+
+def test_images_that_do_not_divide_are_spread_and_the_note_says_so():
+    sample = sample_images("digits", "test", 23, seed=1, balanced=True)
+    counts = np.bincount(sample.labels, minlength=10)
+    assert sorted(counts.tolist()) == [2] * 7 + [3] * 3
+    more = ", ".join(str(label) for label in np.flatnonzero(counts == 3))
+    assert sample.note == (
+        f"23 images do not divide by 10 classes: 3 images of {more}, 2 of each other class."
+    )
+    other = sample_images("digits", "test", 23, seed=2, balanced=True)
+    assert np.bincount(other.labels, minlength=10).tolist() != counts.tolist()
+
+
+def test_without_a_number_a_balanced_draw_takes_what_the_smallest_class_allows():
+    labels = load_dataset("digits").splits["test"].labels.numpy()
+    sample = sample_images("digits", "test", balanced=True)
+    assert len(sample.labels) == 10 * np.bincount(labels).min()
+    assert len(sample_images("digits", "test", default_samples=57, balanced=True).labels) == 50
+
+
+def test_a_class_with_too_few_images_is_refused(picture_folder):
+    (picture_folder / "train" / "dog" / "3.png").unlink()
+    name = f"imagefolder:{picture_folder}"
+    assert sample_images(name, "train", 7, balanced=True).note.startswith("7 images do not divide")
+    (picture_folder / "train" / "dog" / "2.png").unlink()
+    with pytest.raises(
+        InputError,
+        match="6 images takes 3 of each class, but the train split of pictures holds 2 of class "
+        "'dog'; ask for 4 or fewer, or draw them without balance",
+    ):
+        sample_images(name, "train", 6, balanced=True)
+    with pytest.raises(InputError, match="1 images cannot be balanced over the 2 classes"):
+        sample_images(name, "train", 1, balanced=True)
+
+
+def test_a_remainder_that_too_few_classes_can_take_is_refused():
+    counts, generator = np.array([2, 2, 3]), np.random.default_rng(0)
+    assert class_quotas("abc", counts, 7, generator, "it").tolist() == [2, 2, 3]
+    with pytest.raises(InputError, match="takes 3 of 2 classes, but only 1 classes .* ask for 6"):
+        class_quotas("abc", counts, 8, generator, "it")
+    with pytest.raises(InputError, match="holds 0 of class 'b'; draw them without balance"):
+        class_quotas("abc", np.array([4, 0, 4]), 3, generator, "it")
+
+
+def test_quotas_take_the_first_of_each_class():
+    labels = np.array([2, 0, 0, 2, 1, 0, 2])
+    assert within_quotas(labels, np.array([2, 0, 1])).tolist() == [0, 1, 2]
+    assert within_quotas(labels, np.array([3, 1, 3])).tolist() == list(range(7))
+
+
 # ------------------------------------------------------------------------ fit
 
 
@@ -161,3 +260,66 @@ def test_reading_changes_neither_weights_nor_running_statistics(model):
         pass
     after = model.backbone.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_visited_features_and_logits_are_those_of_the_plain_forward_pass(model):
+    images = sample_images("digits", "test", 4).images
+    visited = {}
+    logits = visit_features(
+        model, images, lambda name, features: visited.update({name: features.clone()})
+    )
+    streamed = {name: features.clone() for name, features in stream_features(model, images)}
+    assert list(visited) == list(streamed) == list(model.layer_names)
+    assert all(torch.equal(visited[name], streamed[name]) for name in streamed)
+    torch.testing.assert_close(logits, model.backbone(model.preprocess(images)))
+    assert logits.grad_fn is None
+
+
+def test_visiting_runs_every_layer_once(model):
+    calls = []
+    handles = [
+        layer.register_forward_hook(lambda *_, name=name: calls.append(name))
+        for name, layer in model.backbone.layers.items()
+    ]
+    visit_features(model, sample_images("digits", "test", 4).images, lambda name, features: None)
+    for handle in handles:
+        handle.remove()
+    assert calls == list(model.layer_names)
+
+
+def test_visiting_keeps_no_layers_features_but_the_last_input(model):
+    references = []
+    most = 0
+
+    def count(name, features):
+        nonlocal most
+        references.append(weakref.ref(features))
+        most = max(most, sum(reference() is not None for reference in references))
+
+    visit_features(model, sample_images("digits", "test", 4).images, count)
+    assert len(references) == len(model.layer_names)
+    assert most == 1
+
+
+def test_auxiliary_networks_answer_for_the_layers_that_have_them():
+    path = Path(__file__).resolve().parents[2] / "checkpoints" / "digits-auglocal.safetensors"
+    model = open_model(path, auxiliaries=True)
+    sample = sample_images("digits", "test", 200)
+    correct = {}
+
+    def score(name, features):
+        before = features.clone()
+        logits = auxiliary_logits(model, name, features)
+        assert torch.equal(features, before)
+        if logits is not None:
+            assert logits.shape == (200, 10)
+            assert logits.grad_fn is None
+            correct[name] = (logits.argmax(1).numpy() == sample.labels).mean()
+
+    final = visit_features(model, sample.images, score)
+    assert tuple(correct) == model.auxiliary_layers == model.layer_names[: len(correct)]
+    # Trained to classify: far above the 0.1 of chance, and deeper layers near the network itself.
+    assert min(correct.values()) > 0.5
+    own = (final.argmax(1).numpy() == sample.labels).mean()
+    assert list(correct.values())[-1] > own - 0.05
+    assert auxiliary_logits(open_model(path), "stem", torch.zeros(1, 16, 32, 32)) is None
