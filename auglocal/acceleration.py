@@ -27,6 +27,8 @@ from auglocal.step import (
     train_step,
 )
 
+# Where a step can be recorded.
+RECORDING_DEVICES = ("cuda",)
 # PyTorch wants a few steps on a side stream before a recording.
 TRIAL_STEPS = 3
 TRIAL_RATE = 1e-3
@@ -88,7 +90,8 @@ class Stepper:
             self._start_threads()
         if self._config.compile:
             self._try("compile", "compiling", lambda: self._compile(images, labels))
-        if kind == "cuda" and self._config.cuda_graph and not self._config.recompute:
+        recording = self._config.cuda_graph and not self._config.recompute
+        if recording and kind in RECORDING_DEVICES:
             self._try("cuda-graph", "recording", lambda: self._record(images, labels))
 
     def _start_threads(self) -> None:

@@ -140,13 +140,14 @@ def test_the_ratio_of_operations_is_that_of_the_two_alone() -> None:
     assert flops_ratio(Subject(TrainConfig(modules=1), 4, SIZE)) == 1
     plain = Subject(TrainConfig(width=0.25), 4, SIZE)
     again = replace(plain, config=replace(plain.config, recompute=True))
-    # A step is three forwards; all but the head runs once more.
-    assert 0.2 < flops_ratio(again) - flops_ratio(plain) < 1 / 3
+    # BP's step is three forwards, but for the stem, whose input needs no gradient; all but the
+    # head runs once more.
+    assert 0.32 < flops_ratio(again) - flops_ratio(plain) < 0.36
 
 
 def test_the_command_prints_one_document_with_every_way() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "auglocal", "bench", *OPTIONS, "--json"],
+        [sys.executable, "-m", "auglocal", "bench", *OPTIONS, "--width", "1", "--json"],
         capture_output=True,
         text=True,
         check=True,
