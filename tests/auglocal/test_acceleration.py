@@ -76,15 +76,7 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 
 def assert_close(first: dict[str, Tensor], second: dict[str, Tensor], tolerance: float) -> None:
-    assert first.keys() == second.keys()
-    for key in first:
-        torch.testing.assert_close(
-            first[key],
-            second[key],
-            rtol=tolerance,
-            atol=tolerance,
-            msg=lambda text: f"{key} {text}",
-        )
+    torch.testing.assert_close(first, second, rtol=tolerance, atol=tolerance)
 
 
 def take_steps(config: TrainConfig, state: State, device: torch.device = CPU) -> Warnings:
