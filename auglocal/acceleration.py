@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,10 +27,15 @@ from auglocal.step import (
     train_step,
 )
 
+# Where a step can be recorded.
+RECORDING_DEVICES = ("cuda",)
 # PyTorch wants a few steps on a side stream before a recording.
 TRIAL_STEPS = 3
+TRIAL_RATE = 1e-3
 # A recorded step sums in another order at most; a wrong one is off by far more.
-TRIAL_TOLERANCE = 0.02
+LOSS_TOLERANCE = 0.02
+# Of the way that the weights went: noise in gradients adds up, and a dead optimizer goes nowhere.
+WEIGHT_TOLERANCE = 0.5
 
 
 class Stepper:
@@ -79,18 +85,23 @@ class Stepper:
     def _prepare(self, images: Tensor, labels: Tensor) -> None:
         """Set up what was asked for, and works."""
         kind = images.device.type
+        # First, since code that is compiled holds for a number of threads only.
+        if kind == "cpu" and uses_block_threads(self._config):
+            self._start_threads()
         if self._config.compile:
             self._try("compile", "compiling", lambda: self._compile(images, labels))
-        if kind == "cuda" and self._config.cuda_graph and not self._config.recompute:
+        recording = self._config.cuda_graph and not self._config.recompute
+        if recording and kind in RECORDING_DEVICES:
             self._try("cuda-graph", "recording", lambda: self._record(images, labels))
-        if kind == "cpu" and uses_block_threads(self._config):
-            if draws_at_random(self._state.network):
-                self._warn(
-                    "Warning: this network draws random numbers in training, so its blocks train "
-                    "one after the other in spite of --block-threads."
-                )
-            else:
-                self._threads = BlockThreads(self._config.block_threads)
+
+    def _start_threads(self) -> None:
+        if draws_at_random(self._state.network):
+            self._warn(
+                "Warning: this network draws random numbers in training, so its blocks train one "
+                "after the other in spite of --block-threads."
+            )
+        else:
+            self._threads = BlockThreads(self._config.block_threads)
 
     def _try(self, option: str, verb: str, attempt: Callable[[], None]) -> None:
         """Go on without what does not work; running out of memory is not for us to hide."""
@@ -109,14 +120,15 @@ class Stepper:
         """Compile every layer and auxiliary network, after a trial on a copy."""
         trial = copy.deepcopy(self._state)
         compile_modules(trial)
-        train_step(trial, images, labels, 0.0, **self._options)
+        with _same_draws(images.device):
+            train_step(trial, images, labels, 0.0, threads=self._threads, **self._options)
         compile_modules(self._state)
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
         """Record a step, and take it only if it does what a plain step does."""
-        expected = _trial_losses(copy.deepcopy(self._state), images, labels, self._options)
+        expected = _plain_trial(copy.deepcopy(self._state), images, labels, self._options)
         graph = StepGraph(self._state, images, labels, self._options)
-        if not torch.allclose(graph.trial_losses(images, labels), expected, rtol=TRIAL_TOLERANCE):
+        if not graph.trial(images, labels).agrees_with(expected):
             raise RuntimeError("the recorded step computes something else")
         self._graph = graph
 
@@ -132,7 +144,9 @@ def compile_modules(state: State) -> None:
     modules = [*network.backbone.layers.values(), *network.auxiliaries.values()]
     dynamo = torch._dynamo.config
     # Layers share their code, and each kind of them is compiled anew.
-    dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * len(modules))
+    limit = 4 * len(modules)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, limit)
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, limit)
     for module in (*modules, network.backbone.head):
         module.compile(dynamic=False)
 
@@ -141,6 +155,13 @@ def plain_modules() -> contextlib.AbstractContextManager[None]:
     """Run compiled modules uncompiled meanwhile."""
     stance: contextlib.AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+@contextlib.contextmanager
+def _same_draws(device: torch.device) -> Iterator[None]:
+    """Leave the random numbers to come as they are: a trial takes none from the run."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 class StepGraph:
@@ -156,7 +177,8 @@ class StepGraph:
         self, state: State, images: Tensor, labels: Tensor, options: dict[str, Any]
     ) -> None:
         self._state = state
-        self._images, self._labels = images.clone(), labels.clone()
+        # Not the batch itself: a recording that reads no other is to be found out.
+        self._images, self._labels = torch.zeros_like(images), torch.zeros_like(labels)
         self._rate = torch.zeros((), device=images.device)
         make_momentum(state.optimizer)
         set_rate(state.optimizer, self._rate)
@@ -175,41 +197,64 @@ class StepGraph:
         self._graph.replay()
         count_step(self._state, len(labels))
 
-    def trial_losses(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Losses (B,) summed over a few steps, after which the state is as it was."""
+    def trial(self, images: Tensor, labels: Tensor) -> Trial:
+        """What a few steps with this batch do; the state is as it was afterwards."""
         state = self._state
         tensors = [*state.network.state_dict().values(), state.losses, state.correct]
         for values in state.optimizer.state.values():
             tensors += [value for value in values.values() if isinstance(value, Tensor)]
         kept = [tensor.clone() for tensor in tensors]
         counts = state.images, state.step
-        losses = _summed_losses(state, lambda: self.step(images, labels, TRIAL_RATE))
+        trial = _try_steps(state, lambda: self.step(images, labels, TRIAL_RATE))
+        # In place: the recording knows these tensors by where they lie.
         for tensor, value in zip(tensors, kept, strict=True):
             tensor.copy_(value)
         state.images, state.step = counts
-        return losses
+        return trial
 
 
-TRIAL_RATE = 1e-3
+@dataclass(frozen=True)
+class Trial:
+    """What a few steps did.
+
+    Attributes:
+        losses: (B,), the sums that they added.
+        movement: (P,), of every weight.
+    """
+
+    losses: Tensor
+    movement: Tensor
+
+    def agrees_with(self, expected: Trial) -> bool:
+        """True if both took the same steps, but for the order of sums."""
+        distance = (self.movement - expected.movement).norm()
+        close = torch.allclose(self.losses, expected.losses, rtol=LOSS_TOLERANCE)
+        return close and bool(distance <= WEIGHT_TOLERANCE * expected.movement.norm())
 
 
-def _trial_losses(state: State, images: Tensor, labels: Tensor, options: dict[str, Any]) -> Tensor:
-    """The same by plain steps, which change `state`; on a side stream, as PyTorch wants it."""
+def _try_steps(state: State, take_step: Callable[[], None]) -> Trial:
+    """Take a few steps, which change `state`, and say what they did."""
+    losses, weights = state.losses.clone(), _all_weights(state)
+    with _same_draws(losses.device):
+        for _ in range(TRIAL_STEPS):
+            take_step()
+    return Trial(state.losses - losses, _all_weights(state) - weights)
+
+
+def _all_weights(state: State) -> Tensor:
+    """A copy of every weight, (P,)."""
+    parameters = state.network.parameters()
+    return torch.cat([parameter.detach().flatten() for parameter in parameters])
+
+
+def _plain_trial(state: State, images: Tensor, labels: Tensor, options: dict[str, Any]) -> Trial:
+    """The same by plain steps, and for good; on a side stream, as PyTorch wants it."""
     stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(images.device))
     with torch.cuda.stream(stream):
-        losses = _summed_losses(
-            state, lambda: train_step(state, images, labels, TRIAL_RATE, **options)
-        )
+        trial = _try_steps(state, lambda: train_step(state, images, labels, TRIAL_RATE, **options))
     torch.cuda.current_stream(images.device).wait_stream(stream)
-    return losses
-
-
-def _summed_losses(state: State, take_step: Callable[[], None]) -> Tensor:
-    before = state.losses.clone()
-    for _ in range(TRIAL_STEPS):
-        take_step()
-    return state.losses - before
+    return trial
 
 
 def make_momentum(optimizer: torch.optim.Optimizer) -> None:

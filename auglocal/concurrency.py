@@ -8,6 +8,7 @@ is bit for bit that of one block after the other on a single thread.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 
 import torch
 from torch import Tensor, nn
@@ -43,18 +44,22 @@ class BlockThreads:
         Returns:
             (loss, scalar, detached; logits (N, K), detached) of each block, input to output.
         """
-        futures: list[Future[BlockResult]] = []
+        futures: dict[int, Future[BlockResult]] = {}
+
+        def start_block(index: int, features: Tensor) -> None:
+            # PyTorch keeps settings of its compiler in the context, which threads do not share.
+            futures[index] = self._pool.submit(copy_context().run, train_block, index, features)
 
         def train_block(index: int, features: Tensor) -> BlockResult:
             output = network.run_block(index, features, precision)
             if index + 1 < len(network.blocks):
-                futures.append(self._pool.submit(train_block, index + 1, output.detach()))
+                start_block(index + 1, output.detach())
             loss, logits = network.block_loss(index, output, images, labels, precision)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach(), logits.detach()
 
-        futures.append(self._pool.submit(train_block, 0, images))
-        # A block's successor is in the list before the block is done.
+        start_block(0, images)
+        # A block's successor is noted before the block is done.
         return [futures[index].result() for index in range(len(network.blocks))]
 
     def close(self) -> None:
