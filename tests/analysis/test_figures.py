@@ -10,8 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from analysis import figures
-from analysis.cka import CKAPair
+from analysis import figure_style, figures
+from analysis.cka_result import CKAPair
 from analysis.probes import ProbeResult
 
 LAYERS = ("stem", "stage1_block1", "stage1_block2", "stage2_block1")
@@ -140,11 +140,11 @@ def test_titles_and_axes_name_content_rule_and_checkpoint():
 
 
 def test_rules_keep_their_colours_and_differ_in_dash_and_marker():
-    styles = figures.checkpoint_styles({"x": "auglocal", "y": "bp", "z": "bp", "w": "unheard-of"})
+    styles = figure_style.checkpoint_styles({"x": "auglocal", "y": "bp", "z": "bp", "w": "unheard-of"})
     assert styles["x"].colour == "#D55E00"
     assert styles["y"].colour == styles["z"].colour == "#0072B2"
     assert len({(style.dash, style.symbol) for style in styles.values()}) == 4
-    assert len({style.symbol for style in figures.RULE_STYLES.values()}) == 6
+    assert len({style.symbol for style in figure_style.RULE_STYLES.values()}) == 6
 
 
 def test_names_from_files_stay_text():
