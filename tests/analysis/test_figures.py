@@ -224,7 +224,7 @@ def test_probe_curves_have_bands_classifier_lines_and_chance():
     assert [curve.name for curve in curves(figure)] == ["BP, a", "AugLocal, b"]
     dotted = [trace for trace in figure.data if trace.line.dash == "dot"]
     assert [tuple(trace.y) for trace in dotted] == [(0.9, 0.9)]
-    assert [shape.y0 for shape in figure.layout.shapes] == [0.1]
+    assert [shape.y0 for shape in figure.layout.shapes if shape.y0 == shape.y1] == [0.1]
     assert "chance, 10.0%" in [note.text for note in figure.layout.annotations]
     assert tuple(figure.layout.yaxis.range) == (0, 1.02)
 
