@@ -399,8 +399,8 @@ def _provenance(page: Page) -> Iterator[Markup]:
         ["dataset", question.dataset],
         ["images (sha256)", element("code", question.images_sha256)],
         ["precision", question.precision],
-        *([f"version of {name}", version] for name, version in provenance.versions.items()),
     ]
+    facts += [[f"version of {name}", version] for name, version in provenance.versions.items()]
     yield table("Where the numbers come from", ["", "value"], facts, wide=("value",))
     yield element("p", "The same again, from a terminal:")
     yield Markup(f"<pre>{element('code', provenance.command)}</pre>")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from analysis.cka_result import CKAPair
-from analysis.figure_style import rule_title
+from analysis.figure_style import FloatArray, rule_title
 from analysis.geometry import GeometryResult
 from analysis.geometry_measures import GEOMETRY_MEASURES
 from analysis.paired import PairedResult, matched_depth
@@ -21,7 +21,7 @@ from analysis.report_html import Markup, element, joined, table
 from analysis.similarity import SimilarityResult
 from analysis.study import Study, StudyCheckpoint
 
-DASH = "–"
+DASH = "\N{EN DASH}"
 ROLE_TITLES = {"": "compared", "ceiling": "ceiling", "floor": "floor"}
 
 
@@ -187,7 +187,7 @@ def probe_table(probe: ProbeResult) -> Markup:
     return table(caption, ["layer", *columns], rows)
 
 
-def _intervals(low: Sequence[float], high: Sequence[float]) -> list[str]:
+def _intervals(low: FloatArray, high: FloatArray) -> list[str]:
     """Intervals of fractions."""
     return [interval(*ends, ".1%") for ends in zip(low, high, strict=True)]
 
