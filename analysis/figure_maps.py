@@ -26,6 +26,7 @@ from analysis.figure_style import (
 
 UNDEFINED = "rgba(128, 140, 148, 0.15)"
 SEPARATOR = "rgba(255, 255, 255, 0.8)"
+BAR_LENGTH, LETTER = 180, 7  # pixels of a colour bar and of a letter of its title
 WIDEST_GAPS = 40  # with more cells a side, gaps would take more room than colours
 
 
@@ -55,7 +56,7 @@ class Axis:
 class Colours:
     """Which colours stand for which values: plotly's `scale`, from `low` to `high`.
 
-    `title` is that of the colour bar, escaped. `ticks` are the values named along it, with texts
+    `title` is that of the colour bar, short and escaped. `ticks` are the values named along it, with texts
     of their own in `tick_texts` or else in the form `tick_form`.
     """
 
@@ -131,9 +132,10 @@ def _colour_bar(colours: Colours) -> dict[str, object]:
     """A thin bar above the map, so that the map keeps the width."""
     bar: dict[str, object] = {
         "title": {"text": f"{colours.title}&nbsp;&nbsp;", "side": "right"},
+        "lenmode": "pixels",  # the title is part of the length, and would leave a long one no bar
+        "len": BAR_LENGTH + LETTER * len(colours.title),
         "orientation": "h",
         "thickness": 8,
-        "len": 0.5,
         "x": 0,
         "xanchor": "left",
         "xpad": 0,

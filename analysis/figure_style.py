@@ -91,7 +91,7 @@ def rule_title(rule: str) -> str:
 
 def checkpoint_label(rule: str, name: str) -> str:
     """Rule and checkpoint as axes and legends name them; plain text, not yet escaped."""
-    return f"{rule_title(rule)}, {name}" if rule else name
+    return f"{rule_title(rule)}, {name}" if rule not in ("", name) else name
 
 
 def checkpoint_styles(rules: Mapping[str, str]) -> dict[str, Style]:

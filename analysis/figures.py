@@ -164,7 +164,7 @@ def cka_difference_map(
         rows=Axis(row_label, minuend.rows),
         columns=Axis(column_label, minuend.columns),
         colours=Colours(
-            "difference of CKA",
+            "difference",
             -limit,
             limit,
             scale="RdBu",
@@ -421,7 +421,13 @@ def _path(points: FloatArray, style: Style, name: str, hover: Sequence[str]) -> 
         mode="lines+markers",
         name=name,
         line={"color": style.colour, "dash": style.dash, "width": 1.5},
-        marker={"color": style.colour, "symbol": style.symbol, "size": sizes.tolist()},
+        marker={
+            "color": style.colour,
+            "symbol": style.symbol,
+            "size": sizes.tolist(),
+            "opacity": 1,
+            "line": {"width": 1, "color": style.colour},
+        },
         hovertext=list(hover),
         hoverinfo="text",
     )

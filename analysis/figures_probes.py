@@ -50,10 +50,8 @@ class Score:
 
 
 SCORES: dict[str, Score] = {
-    "cross_entropy": Score("cross-entropy", "cross-entropy, nats (lower is better)", ".3f"),
-    "calibration_error": Score(
-        "calibration error", "expected calibration error (lower is better)", ".1%"
-    ),
+    "cross_entropy": Score("cross-entropy", "cross-entropy, nats", ".3f"),
+    "calibration_error": Score("calibration error", "calibration error", ".1%"),
 }
 
 
@@ -275,21 +273,26 @@ def recall_map(probe: ProbeResult, classes: Sequence[str], *, title: str) -> go.
         classes: Names of the K classes.
         title: What is shown, with the number of images.
 
+    Returns:
+        Classes in rows, from the top, and layers in columns.
+
     Raises:
         ValueError: The probes have no recall, as those of old studies.
     """
     if probe.recall is None:
         raise ValueError("these probes have no recall by class; make the study again")
-    recall = np.asarray(probe.recall, dtype=np.float64).T
+    # A map starts at the bottom, a list of classes is read from the top.
+    recall = np.asarray(probe.recall, dtype=np.float64).T[::-1]
+    names = list(reversed(classes))
 
     def hover(row: int, column: int) -> str:
         layer = probe.layers[column]
-        heading = f"<b>{text(classes[row])}</b> at <b>{text(layer)}</b><br>"
+        heading = f"<b>{text(names[row])}</b> at <b>{text(layer)}</b><br>"
         if not math.isfinite(recall[row, column]):
             reason = probe.undefined.get(layer, "there are no test images of this class")
             return f"{heading}undefined: {text(reason)}"
         low, high = (
-            math.nan if part is None else part[column, row]
+            math.nan if part is None else part[column, -1 - row]
             for part in (probe.recall_low, probe.recall_high)
         )
         return f"{heading}recall {with_interval(recall[row, column], low, high, form='.1%')}"
@@ -298,7 +301,7 @@ def recall_map(probe: ProbeResult, classes: Sequence[str], *, title: str) -> go.
         recall,
         hover,
         title=title,
-        rows=Axis("true class", classes, by_stage=False),
+        rows=Axis("true class", names, by_stage=False),
         columns=Axis("layer", probe.layers),
         colours=Colours("recall", tick_form=".0%"),
         square=False,
@@ -350,7 +353,7 @@ def confusion_map(
         title=title,
         rows=Axis("true class", names, by_stage=False),
         columns=Axis("predicted class", classes, by_stage=False),
-        colours=Colours("share of the true class", tick_form=".0%"),
+        colours=Colours("share", tick_form=".0%"),
     )
     return figure.update_layout(margin_l=96)
 
@@ -479,7 +482,7 @@ def _differences(
                 "color": style.colour,
                 "symbol": f"{symbol}-open" if is_open else symbol,
                 "size": 9,
-                "line": {"width": 1.5},
+                "line": {"width": 1.5, "color": style.colour},
             },
             hovertext=[hover[index] for index in chosen],
             hoverinfo="text",

@@ -30,6 +30,14 @@ from analysis.figure_style import (
 from analysis.paired import matched_depth
 from analysis.similarity import SimilarityResult
 
+SHORT_NAMES: dict[str, str] = {
+    "svcca": "SVCCA",
+    "pwcca": "PWCCA",
+    "procrustes": "Procrustes",
+    "rsa": "RSA",
+    "neighbours": "overlap",
+    "predictivity": "R²",
+}
 PAIR_STYLE = Style("#8E63B8", "solid", "circle")
 
 
@@ -82,7 +90,7 @@ def measure_colours(result: SimilarityResult) -> Colours:
     """The colours of a measure: its range, and the way it runs."""
     low, high = _ends(result)
     is_higher = result.direction.startswith("higher")
-    name = text(result.title)
+    name = text(SHORT_NAMES.get(result.measure, result.title))
     if low < 0 < high:
         ticks, scale = (low, 0.0, high), "RdBu" if is_higher else "RdBu_r"
     else:
@@ -154,12 +162,13 @@ def similarity_curve(
     low, high = _ends(result)
     margin = 0.03 * (high - low)
     figure.update_yaxes(
-        title=f"{text(result.title)}<br>({text(result.direction)})", fixedrange=True
+        title=f"{text(SHORT_NAMES.get(result.measure, result.title))} ({text(result.direction)})",
+        fixedrange=True,
     )
     figure.update_yaxes(range=_shown(bounds, low - margin, high + margin), zeroline=False)
     figure.update_xaxes(**depth_axis([result.rows]))
     mark_stages(figure, [result.rows])
-    return figure.update_layout(height=LOW_HEIGHT + 60, margin_l=80)
+    return figure.update_layout(height=LOW_HEIGHT + 60)
 
 
 def _shown(bounds: Sequence[FloatArray], low: float, high: float) -> list[float]:

@@ -160,10 +160,10 @@ def _cka(page: Page) -> Iterator[Markup]:
     models = study.models if len(study.models) <= MOST_OWN_MAPS else ()
     own = [study.cka.pair(model, model) for model in models]
     maps = [*pairs, *own]
-    yield grid([_cka_map(page, pair) for pair in maps] + _difference_maps(page, pairs, own))
+    drawn = [_cka_map(page, pair) for pair in maps]
+    yield grid([*drawn, *_difference_maps(page, pairs, own), _plane(page)])
     for pair in pairs:
         yield from _cka_curves(page, pair)
-    yield _plane(page)
     yield folded("Whole maps as numbers", joined([_whole_map(pair) for pair in maps]))
 
 
@@ -203,13 +203,19 @@ def _difference_map(page: Page, first: CKAPair, second: CKAPair, limit: float) -
     figure = figures.cka_difference_map(
         first,
         second,
-        title=f"Difference: {names[0]}, minus {names[1]}",
-        row_label=f"layer of {first.model_a}",
-        column_label=f"layer of {first.model_b}",
+        title=page.titled("Difference of CKA", first.samples),
+        row_label=_shared_label(first.model_a, second.model_a),
+        column_label=_shared_label(first.model_b, second.model_b),
         names=names,
         limit=limit,
     )
-    return page.figure(figure, f"Map of the difference of CKA, {names[0]} minus {names[1]}")
+    caption = f"{names[0]}, minus {names[1]}; blue is more alike in the former."
+    return page.figure(figure, f"Map of the difference of CKA: {caption}", caption)
+
+
+def _shared_label(first: str, second: str) -> str:
+    """What the layers of an axis of a difference belong to."""
+    return first if first == second else f"{first} and {second}"
 
 
 def _cka_curves(page: Page, pair: CKAPair) -> Iterator[Markup]:
@@ -291,7 +297,7 @@ def _probes(page: Page) -> Iterator[Markup]:
     probes = study.probes
     samples = probes[0].test_samples
     figure = probe_curves(probes, page.rules, title=page.titled("Linear probes", samples))
-    caption = "Dotted level lines: each network's own classifier."
+    caption = "Level dotted lines: each network's own classifier."
     yield page.figure(figure, "Accuracy of linear probes by depth", caption)
     yield grid([_scores(page, score) for score in SCORES if _has(probes, score)])
     for pair in study.paired:
@@ -318,7 +324,7 @@ def _scores(page: Page, score: str) -> Markup:
     name = SCORES[score].title.capitalize()
     title = page.titled(f"{name} of probes", page.study.probes[0].test_samples)
     figure = score_curves(page.study.probes, page.rules, score, title=title)
-    return page.figure(figure, f"{name} of probes by depth")
+    return page.figure(figure, f"{name} of probes by depth", "Lower is better.")
 
 
 def _by_class(page: Page, probe: ProbeResult) -> Iterator[Markup]:
@@ -349,7 +355,7 @@ def _geometry(page: Page) -> Iterator[Markup]:
         if name in GEOMETRY_MEASURES
         and any(np.isfinite(r.values[name]).any() for r in results if name in r.values)
     ]
-    yield grid(drawn)
+    yield grid(drawn, thirds=True)
     if results:
         yield folded("Numbers", geometry_tables(results))
 
@@ -370,7 +376,7 @@ def _definitions(page: Page) -> Iterator[Markup]:
     for definition in definitions(page.study):
         source = element("span", f"Source: {definition.source}.", class_="source")
         meaning = element("dd", Markup(f"{element('span', definition.meaning)} {source}"))
-        entries.append(Markup(f"{element('dt', definition.term)}\n{meaning}"))
+        entries.append(Markup(f"<div>{element('dt', definition.term)}\n{meaning}</div>"))
     if entries:
         yield Markup(f"<dl>{joined(entries)}</dl>")
 
@@ -401,7 +407,7 @@ def _provenance(page: Page) -> Iterator[Markup]:
         ["precision", question.precision],
     ]
     facts += [[f"version of {name}", version] for name, version in provenance.versions.items()]
-    yield table("Where the numbers come from", ["", "value"], facts, wide=("value",))
+    yield table("", ["fact", "value"], facts, wide=("value",))
     yield element("p", "The same again, from a terminal:")
     yield Markup(f"<pre>{element('code', provenance.command)}</pre>")
 

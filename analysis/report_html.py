@@ -22,6 +22,7 @@ SECURITY = (
     "img-src data: blob:; base-uri 'none'; form-action 'none'"
 )
 # Inside a script element these could end it or, in old engines, a line.
+TITLE_HEIGHT = 26  # pixels that a figure gives to its title
 SCRIPT_ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 STYLE = """
@@ -43,8 +44,11 @@ nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; 
   margin: 1rem 0 0; }
 .grid { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.5rem; }
 .grid.thirds { grid-template-columns: repeat(3, minmax(0, 1fr)); }
-@media (max-width: 56rem) { .grid, .grid.thirds { grid-template-columns: minmax(0, 1fr); } }
+@media (max-width: 56rem) { .grid, .grid.thirds { grid-template-columns: minmax(0, 1fr); }
+  dl { columns: 1; } }
 figure { margin: 0 0 1rem; min-width: 0; }
+.figure-title { margin: .5rem 0 .25rem; max-width: none; }
+.thirds .figure-title { font-size: .95rem; }
 .chart { width: 100%; overflow: hidden; }
 .scroll { overflow-x: auto; margin: .5rem 0 1rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
@@ -56,7 +60,9 @@ thead th { font-weight: 600; white-space: normal; vertical-align: bottom; }
 tbody th { font-weight: 400; }
 details { margin: .5rem 0 1rem; }
 summary { cursor: pointer; color: var(--link); font-size: .9rem; }
-dt { font-weight: 600; margin-top: .9rem; }
+dl { columns: 2; column-gap: 2.5rem; }
+dl > div { break-inside: avoid; padding-bottom: .9rem; }
+dt { font-weight: 600; }
 dd { margin: 0; }
 pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: .9rem;
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem; }
@@ -173,7 +179,7 @@ def table(
     """A table whose first column names the rows.
 
     Args:
-        caption: What it shows.
+        caption: What it shows; "" under a heading that says so.
         header: (C,) titles of the columns.
         rows: Each (C,) texts, numbers or markup.
         wide: Titles of the columns whose texts may break into lines.
@@ -186,9 +192,8 @@ def table(
             kind = {"class_": "text"} if name in wide else {}
             cells.append(element("td", cell, **kind))
         body.append(f"<tr>{''.join(cells)}</tr>")
-    inside = (
-        f"{element('caption', caption)}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
-    )
+    title = element("caption", caption) if caption else ""
+    inside = f"{title}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return Markup(f'<div class="scroll"><table>{inside}</table></div>')
 
 
@@ -209,22 +214,28 @@ def figure_markup(
     """A figure that the script of the page draws.
 
     Args:
-        figure: What to draw; its template is left out, the page has its own.
+        figure: What to draw, as of `lay_out`; its template is left out, the page has its own, and
+            its title becomes a line of the page.
         identifier: Unique in the page.
         alternative: What it shows, for those who do not see it.
         caption: Plain text under it.
     """
     record = json.loads(figure.to_json(engine="json"))
     record["layout"].pop("template", None)
+    # A title in the page wraps, and can be searched and selected.
+    title = html.unescape(record["layout"].pop("title", {}).get("text", ""))
+    record["layout"]["height"] -= TITLE_HEIGHT
+    record["layout"]["margin"]["t"] -= TITLE_HEIGHT
     data = json.dumps(record, separators=(",", ":"), allow_nan=False).translate(SCRIPT_ESCAPES)
-    height = int(figure.layout.height)
+    height = int(record["layout"]["height"])
+    heading = element("p", title, class_="figure-title")
     legend = element("figcaption", caption) if caption else ""
     chart = (
         f'<div class="chart" data-source="{escaped(identifier)}" role="img" '
         f'aria-label="{escaped(alternative)}" style="min-height: {height}px"></div>'
     )
     source = f'<script type="application/json" id="{escaped(identifier)}">{data}</script>'
-    return Markup(f"<figure>{chart}{source}{legend}</figure>")
+    return Markup(f"<figure>{heading}{chart}{source}{legend}</figure>")
 
 
 def whole_page(title: str, header: Markup, main: Markup, *, has_figures: bool) -> str:

@@ -57,7 +57,7 @@ def checkpoint_table(study: Study) -> Markup:
         "sha256",
     ]
     rows = [_checkpoint_row(entry) for entry in study.question.checkpoints]
-    return table("Checkpoints", header, rows, wide=("rule", "trained on"))
+    return table("", header, rows, wide=("rule", "trained on", "accuracy"))
 
 
 def _checkpoint_row(entry: StudyCheckpoint) -> list[object]:
@@ -67,7 +67,8 @@ def _checkpoint_row(entry: StudyCheckpoint) -> list[object]:
         accuracy = f"{value:.1%} of {samples:,} {entry.accuracy['split']} images"
         if samples > 0 and 0 <= value <= 1:
             ends = interval(*wilson_interval(round(value * samples), samples), ".1%")
-    options = ", ".join(f"{name} {value}" for name, value in entry.rule_options.items())
+    given = {name: value for name, value in entry.rule_options.items() if value is not None}
+    options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
     rule = rule_title(entry.rule) + (f" ({options})" if options else "")
     checksum = element("code", entry.sha256[:12], title=entry.sha256)
     role = ROLE_TITLES.get(entry.role, entry.role)
