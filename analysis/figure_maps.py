@@ -56,8 +56,8 @@ class Axis:
 class Colours:
     """Which colours stand for which values: plotly's `scale`, from `low` to `high`.
 
-    `title` is that of the colour bar, short and escaped. `ticks` are the values named along it, with texts
-    of their own in `tick_texts` or else in the form `tick_form`.
+    `title` is that of the colour bar, short and escaped. `ticks` are the values named along it,
+    with texts of their own in `tick_texts` or else in the form `tick_form`.
     """
 
     title: str

@@ -169,7 +169,7 @@ def cka_difference_map(
             limit,
             scale="RdBu",
             ticks=(-limit, 0.0, limit),
-            tick_form="+.2f",
+            tick_texts=(f"-{limit:.2f}", "0", f"+{limit:.2f}"),
         ),
     )
 

@@ -51,14 +51,22 @@ def geometry_curves(
     for result, xs in zip(shown, positions(layer_lists) if shown else [], strict=True):
         label = text(checkpoint_label(rules.get(result.model, ""), result.model))
         hover = [_value_text(result, measure, index, label) for index in range(len(xs))]
-        bounds = (result.values[measure], result.low[measure], result.high[measure])
+        bounds = result.values[measure], *_ends(result, measure)
         add_curve(figure, xs, bounds, styles[result.model], name=label, hover=hover)
     lay_out(figure, title)
-    drawn = [part[measure] for result in shown for part in (result.values, result.low)]
+    drawn = [
+        part for result in shown for part in (result.values[measure], _ends(result, measure)[0])
+    ]
     figure.update_yaxes(**_value_axis(kind, drawn))
     figure.update_xaxes(**depth_axis(layer_lists))
     mark_stages(figure, layer_lists)
     return figure.update_layout(height=LOW_HEIGHT + 40)
+
+
+def _ends(result: GeometryResult, measure: str) -> tuple[FloatArray, FloatArray]:
+    """Both ends of the intervals (L,); NaN where a measure has none."""
+    missing = np.full(len(result.layers), math.nan)
+    return result.low.get(measure, missing), result.high.get(measure, missing)
 
 
 def _value_text(result: GeometryResult, measure: str, index: int, label: str) -> str:
@@ -68,7 +76,7 @@ def _value_text(result: GeometryResult, measure: str, index: int, label: str) ->
     value = result.values[measure][index]
     if not math.isfinite(value):
         return f"{heading}undefined: {text(result.reason(layer, measure) or NO_REASON)}"
-    low, high = result.low[measure][index], result.high[measure][index]
+    low, high = (part[index] for part in _ends(result, measure))
     note = result.notes.get(f"{layer}/{measure}", "")
     counts = result.samples_by_measure.get(measure)
     samples = result.samples if counts is None else int(counts[index])

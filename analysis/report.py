@@ -164,7 +164,8 @@ def _cka(page: Page) -> Iterator[Markup]:
     yield grid([*drawn, *_difference_maps(page, pairs, own), _plane(page)])
     for pair in pairs:
         yield from _cka_curves(page, pair)
-    yield folded("Whole maps as numbers", joined([_whole_map(pair) for pair in maps]))
+    numbers = joined([_whole_map(pair) for pair in maps])
+    yield folded("Whole maps as numbers", numbers, printed=False)
 
 
 def _pairs(models: Sequence[str]) -> list[tuple[str, str]]:
@@ -308,11 +309,11 @@ def _probes(page: Page) -> Iterator[Markup]:
         yield folded("Numbers", paired_table(pair.result, both))
     if study.question.classes:
         yield grid([part for probe in probes for part in _by_class(page, probe)])
-    numbers = [probe_table(probe) for probe in probes]
-    if study.question.classes:
-        recalls = [probe for probe in probes if probe.recall is not None]
-        numbers += [recall_table(probe, study.question.classes) for probe in recalls]
-    yield folded("Numbers of all probes", joined(numbers))
+    yield folded("Numbers of all probes", joined([probe_table(probe) for probe in probes]))
+    recalls = [probe for probe in probes if probe.recall is not None and study.question.classes]
+    if recalls:
+        tables = [recall_table(probe, study.question.classes) for probe in recalls]
+        yield folded("Recall by class as numbers", joined(tables), printed=False)
 
 
 def _has(probes: Sequence[ProbeResult], score: str) -> bool:

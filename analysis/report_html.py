@@ -77,7 +77,9 @@ code { font-size: .9em; overflow-wrap: anywhere; }
   figure, tr, pre { break-inside: avoid; }
   h2, h3, caption { break-after: avoid; }
   .scroll { overflow: visible; }
-  th, td { white-space: normal; font-size: 8.5pt; padding-right: .5rem; }
+  details.wide { display: none; }
+  table { width: 100%; }
+  th, td, td.text { white-space: normal; font-size: 8pt; padding-right: .4rem; min-width: 0; }
 }
 """
 
@@ -124,7 +126,7 @@ addEventListener("beforeprint", () => {
   printing = true;
   charts.forEach(draw);
   restyle(670);
-  for (const part of document.querySelectorAll("details:not([open])")) {
+  for (const part of document.querySelectorAll("details:not([open], .wide)")) {
     part.dataset.closed = "yes";
     part.open = true;
   }
@@ -197,9 +199,10 @@ def table(
     return Markup(f'<div class="scroll"><table>{inside}</table></div>')
 
 
-def folded(summary: str, content: Markup) -> Markup:
-    """Something to open with a click; without JavaScript too."""
-    return Markup(f"<details>{element('summary', summary)}\n{content}\n</details>")
+def folded(summary: str, content: Markup, *, printed: bool = True) -> Markup:
+    """Something to open with a click, without JavaScript too; opened for printing, if it fits."""
+    kind = "" if printed else ' class="wide"'
+    return Markup(f"<details{kind}>{element('summary', summary)}\n{content}\n</details>")
 
 
 def grid(parts: Sequence[Markup], *, thirds: bool = False) -> Markup:

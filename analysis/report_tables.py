@@ -22,6 +22,7 @@ from analysis.similarity import SimilarityResult
 from analysis.study import Study, StudyCheckpoint
 
 DASH = "\N{EN DASH}"
+MEASURES_A_TABLE = 4
 ROLE_TITLES = {"": "compared", "ceiling": "ceiling", "floor": "floor"}
 
 
@@ -237,12 +238,22 @@ def paired_table(paired: PairedResult, probes: tuple[ProbeResult, ProbeResult]) 
 
 
 def geometry_tables(results: Sequence[GeometryResult]) -> Markup:
-    """One table a model: measures by layer, with intervals."""
-    return joined([_geometry_table(result) for result in results])
+    """Measures by layer, with intervals, a few in a table, so that it fits a page."""
+    found = []
+    for result in results:
+        known = set(result.values) & set(result.low) & set(result.high)
+        measures = [
+            name
+            for name in result.measures
+            if name in known and np.isfinite(result.values[name]).any()
+        ]
+        for start in range(0, len(measures), MEASURES_A_TABLE):
+            found.append(_geometry_table(result, measures[start : start + MEASURES_A_TABLE]))
+    return joined(found)
 
 
-def _geometry_table(result: GeometryResult) -> Markup:
-    measures = [name for name in result.measures if np.isfinite(result.values[name]).any()]
+def _geometry_table(result: GeometryResult, measures: Sequence[str]) -> Markup:
+    """Some measures of one model by layer."""
     titles = [
         GEOMETRY_MEASURES[name].title if name in GEOMETRY_MEASURES else name for name in measures
     ]
