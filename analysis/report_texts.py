@@ -5,6 +5,7 @@ A study in, plain texts out; nothing here is escaped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -231,12 +232,18 @@ def _named(undefined: Mapping[str, str], model_a: str, model_b: str) -> dict[str
 def _grouped(where: str, undefined: Mapping[str, str]) -> list[str]:
     """One sentence a reason, with the names that it holds for."""
     names_by_reason: dict[str, list[str]] = {}
-    for name, reason in undefined.items():
-        names_by_reason.setdefault(reason, []).append(name)
+    for name in sorted(undefined, key=_in_order):
+        names_by_reason.setdefault(undefined[name], []).append(name)
     return [
         f"{where}, {_listed(names)}: {reason.rstrip('.')}."
         for reason, names in names_by_reason.items()
     ]
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """A key that puts block2 before block10; the order in a file is that of its letters."""
+    parts = re.split(r"([0-9]{1,9})", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -59,7 +59,7 @@ def make_question(names):
         checkpoints=tuple(
             StudyCheckpoint(
                 name=name,
-                sha256=f"{seed:064x}",
+                sha256=f"{seed}" * 64,
                 architecture="resnet20",
                 rule=MODELS[name],
                 rule_options={"auxiliary_depth": 2} if "aug" in name else {},

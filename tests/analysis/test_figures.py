@@ -247,6 +247,14 @@ def test_many_stages_get_few_tick_names():
     assert len(axis.tickvals) <= 10
 
 
+def test_curves_mark_stages_unless_every_layer_is_one():
+    few = figures.same_depth_curve(make_pair(), title="t").layout.shapes
+    assert [(line.x0, line.x1) for line in few] == [(0.5, 0.5), (2.5, 2.5)]
+    layers = [f"layer{index}" for index in range(64)]
+    pair = make_pair(rows=layers, columns=layers)
+    assert not figures.same_depth_curve(pair, title="t").layout.shapes
+
+
 @pytest.mark.parametrize("key", ["showSendToCloud", "displaylogo"])
 def test_no_figure_offers_to_upload_itself(key):
     assert figures.CONFIG[key] is False
