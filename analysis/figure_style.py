@@ -1,0 +1,332 @@
+"""What all figures share: colours by rule, escaped texts, curves with bands, axes of layers.
+
+Numbers and names in, parts of plotly figures out. Colours, dashes and markers follow the learning
+rule and are the same in every figure. Backgrounds are transparent and text takes the colour of the
+page, so that a figure fits a light and a dark one. Names come from files, so everything that plotly
+would read as HTML is escaped by `text`.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+
+FloatArray = npt.NDArray[np.floating[Any]]
+Bounds = tuple[FloatArray, FloatArray, FloatArray]
+"""Values, lower and upper ends of intervals of a curve, each (L,)."""
+
+CONFIG: dict[str, object] = {
+    # Plotly's own button would upload the figure to a cloud service.
+    "showSendToCloud": False,
+    "displaylogo": False,
+    "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoom", "pan", "autoScale2d"],
+}
+"""The plotly configuration that every page and report passes on."""
+
+HEIGHT = 500
+"""Pixels of every figure, so that two side by side line up."""
+
+LOW_HEIGHT = 320
+"""Pixels of a figure that stands alone over the whole width."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the curves of one checkpoint are drawn.
+
+    Args:
+        colour: Hexadecimal colour of the learning rule.
+        dash: Plotly's name of the dash.
+        symbol: Plotly's name of the marker.
+    """
+
+    colour: str
+    dash: str
+    symbol: str
+
+
+# Colours of Okabe and Ito; dash and marker tell rules apart where colour alone does not.
+RULE_STYLES: dict[str, Style] = {
+    "bp": Style("#0072B2", "solid", "circle"),
+    "auglocal": Style("#D55E00", "dash", "square"),
+    "dgl": Style("#009E73", "dot", "diamond"),
+    "predsim": Style("#CC79A7", "dashdot", "triangle-up"),
+    "infopro": Style("#E69F00", "longdash", "cross"),
+    "linear": Style("#56B4E9", "longdashdot", "star"),
+}
+RULE_TITLES: dict[str, str] = {
+    "bp": "BP",
+    "auglocal": "AugLocal",
+    "dgl": "DGL",
+    "predsim": "PredSim",
+    "infopro": "InfoPro",
+    "linear": "Linear",
+}
+OTHER_RULE = Style("#8A8A8A", "longdashdot", "x")
+REPEATED_DASHES = ("dot", "dashdot", "longdash", "longdashdot")
+NO_REASON = "no reason was kept"
+NEUTRAL = "#6E8290"
+FAINT = "rgba(128, 140, 148, 0.55)"
+CURVE_WIDTH = 2.0
+MOST_TICKS = 10  # names along an axis; more would touch
+
+
+def text(value: object) -> str:
+    """Text as plotly shows it and no more: no tags, no links."""
+    return html.escape(str(value), quote=False)
+
+
+def rule_title(rule: str) -> str:
+    """The name of a rule as people write it; an unknown rule is shown as it is."""
+    return RULE_TITLES.get(rule, rule)
+
+
+def checkpoint_label(rule: str, name: str) -> str:
+    """Rule and checkpoint as axes and legends name them; plain text, not yet escaped."""
+    return f"{rule_title(rule)}, {name}" if rule not in ("", name) else name
+
+
+def checkpoint_styles(rules: Mapping[str, str]) -> dict[str, Style]:
+    """A style for each checkpoint: the colour of its rule, told apart within a rule by dash.
+
+    Args:
+        rules: The rule by checkpoint name, in the order of drawing.
+
+    Returns:
+        The style by checkpoint name.
+    """
+    styles: dict[str, Style] = {}
+    seen: dict[str, int] = {}
+    for name, rule in rules.items():
+        repeat = seen.get(rule, 0)
+        seen[rule] = repeat + 1
+        styles[name] = _repeated(RULE_STYLES.get(rule, OTHER_RULE), repeat)
+    return styles
+
+
+def _repeated(style: Style, repeat: int) -> Style:
+    """The style of the second, third, ... checkpoint of the same rule: other dash, open marker."""
+    if repeat == 0:
+        return style
+    dashes = [dash for dash in REPEATED_DASHES if dash != style.dash]
+    return Style(style.colour, dashes[(repeat - 1) % len(dashes)], f"{style.symbol}-open")
+
+
+def with_interval(value: float, low: float, high: float, *, form: str = ".3f") -> str:
+    """A number with its 95% interval, or alone where there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return f"{value:{form}}"
+    return f"{value:{form}} (95%: {low:{form}} to {high:{form}})"
+
+
+# ------------------------------------------------------------------------------------------ curves
+
+
+def add_curve(
+    figure: go.Figure,
+    xs: Sequence[float],
+    bounds: Bounds,
+    style: Style,
+    *,
+    name: str,
+    hover: Sequence[str],
+    width: float = CURVE_WIDTH,
+) -> None:
+    """A band from low to high and on it the curve with its markers; undefined points leave gaps.
+
+    Args:
+        figure: Gets the traces.
+        xs: (L,) places of the points.
+        bounds: Values, low and high, each (L,); NaN where undefined.
+        style: Colour, dash and marker.
+        name: Of the curve in the legend, escaped; all its traces show and hide together.
+        hover: (L,) escaped texts.
+        width: Of the line, in pixels.
+    """
+    values, low, high = (np.asarray(part, dtype=np.float64) for part in bounds)
+    for start, stop in finite_runs(low, high):
+        figure.add_trace(_band(xs[start:stop], low[start:stop], high[start:stop], style, name))
+    figure.add_trace(
+        go.Scatter(
+            x=list(xs),
+            y=gapped(values),
+            mode="lines+markers",
+            name=name,
+            legendgroup=name,
+            line={"color": style.colour, "dash": style.dash, "width": width},
+            marker={"color": style.colour, "symbol": style.symbol, "size": 7 if width > 1.5 else 4},
+            hovertext=list(hover),
+            hoverinfo="text",
+            connectgaps=False,
+        )
+    )
+
+
+def gapped(values: FloatArray) -> list[float | None]:
+    """Values (L,) for a curve: None, which plotly leaves out, where undefined."""
+    return [float(value) if math.isfinite(value) else None for value in values]
+
+
+def _band(
+    xs: Sequence[float], low: FloatArray, high: FloatArray, style: Style, group: str
+) -> go.Scatter:
+    """The filled area of an interval; of a single point, a bar."""
+    red, green, blue = (int(style.colour[start : start + 2], 16) for start in (1, 3, 5))
+    lone = len(xs) == 1
+    return go.Scatter(
+        x=[*xs, *reversed(xs)],
+        y=[*low.tolist(), *reversed(high.tolist())],
+        fill=None if lone else "toself",
+        mode="lines",
+        line={"width": 3 if lone else 0, "color": f"rgba({red}, {green}, {blue}, 0.45)"},
+        fillcolor=f"rgba({red}, {green}, {blue}, 0.22)",
+        hoverinfo="skip",
+        legendgroup=group,
+        showlegend=False,
+    )
+
+
+def finite_runs(low: FloatArray, high: FloatArray) -> list[tuple[int, int]]:
+    """Start and stop of every run of points whose interval is defined."""
+    runs: list[tuple[int, int]] = []
+    start: int | None = None
+    finite = [*np.isfinite(low) & np.isfinite(high), False]
+    for index, defined in enumerate(finite):
+        if defined and start is None:
+            start = index
+        if not defined and start is not None:
+            runs.append((start, index))
+            start = None
+    return runs
+
+
+def add_level(
+    figure: go.Figure, xs: Sequence[float], values: FloatArray, *, name: str, hover: Sequence[str]
+) -> None:
+    """A thin dotted line without markers: what chance alone would give, layer by layer."""
+    figure.add_trace(
+        go.Scatter(
+            x=list(xs),
+            y=gapped(np.asarray(values, dtype=np.float64)),
+            mode="lines",
+            name=name,
+            line={"color": NEUTRAL, "dash": "dot", "width": 1.25},
+            hovertext=list(hover),
+            hoverinfo="text",
+            connectgaps=False,
+        )
+    )
+
+
+def add_ring(figure: go.Figure, x: float, y: float, style: Style) -> None:
+    """Mark a point of a curve."""
+    if not math.isfinite(y):
+        return
+    figure.add_trace(
+        go.Scatter(
+            x=[x],
+            y=[float(y)],
+            mode="markers",
+            marker={
+                "symbol": "circle-open",
+                "size": 15,
+                "color": style.colour,
+                "line": {"width": 2},
+            },
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    )
+
+
+# ------------------------------------------------------------------------------------------ layout
+
+
+def lay_out(figure: go.Figure, title: str) -> None:
+    """What every figure shares: transparent, quiet, the title at the left."""
+    figure.update_layout(
+        title={"text": text(title), "x": 0, "xref": "container", "y": 0.98, "yanchor": "top"},
+        title_font={"size": 15},
+        height=HEIGHT,
+        margin={"l": 64, "r": 16, "t": 84, "b": 56},
+        paper_bgcolor="rgba(0, 0, 0, 0)",
+        plot_bgcolor="rgba(0, 0, 0, 0)",
+        dragmode=False,
+        hovermode="closest",
+        legend={"orientation": "h", "x": 0, "y": 1.01, "xanchor": "left", "yanchor": "bottom"},
+        hoverlabel={"align": "left"},
+    )
+
+
+def positions(layer_lists: Sequence[Sequence[str]]) -> list[list[float]]:
+    """Where the layers of each network stand: by index, or by relative depth if names differ."""
+    if _same_layers(layer_lists):
+        return [[float(index) for index in range(len(layers))] for layers in layer_lists]
+    return [
+        [index / max(1, len(layers) - 1) for index in range(len(layers))] for layers in layer_lists
+    ]
+
+
+def depth_axis(layer_lists: Sequence[Sequence[str]]) -> dict[str, object]:
+    """The horizontal axis of a curve over layers."""
+    shared = {"showgrid": False, "zeroline": False, "fixedrange": True}
+    if not layer_lists or not _same_layers(layer_lists):
+        ticks = {"tickvals": [0, 1], "ticktext": ["first layer", "last layer"]}
+        return {"title": "depth", "range": [-0.03, 1.03], **ticks, **shared}
+    layers = layer_lists[0]
+    tick_values, tick_texts = stage_ticks(layers)
+    return {
+        "title": "layer",
+        "range": [-0.4, len(layers) - 0.6],
+        "tickvals": tick_values,
+        "ticktext": tick_texts,
+        **shared,
+    }
+
+
+def mark_stages(figure: go.Figure, layer_lists: Sequence[Sequence[str]]) -> None:
+    """Thin lines between the stages of networks that have the same layers, if these are few."""
+    edges = stage_edges(layer_lists[0]) if layer_lists and _same_layers(layer_lists) else []
+    if len(edges) > MOST_TICKS:
+        return
+    shared = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
+    line = {"color": FAINT, "width": 0.5}
+    lines = [{"x0": edge, "x1": edge, "line": line, **shared} for edge in edges]
+    # All at once: adding one shape after another takes plotly a second for a deep network.
+    figure.update_layout(shapes=[*figure.layout.shapes, *lines])
+
+
+def _same_layers(layer_lists: Sequence[Sequence[str]]) -> bool:
+    """Whether all networks have the same layers in the same order."""
+    return all(tuple(layers) == tuple(layer_lists[0]) for layers in layer_lists)
+
+
+def stage_edges(layers: Sequence[str]) -> list[float]:
+    """Positions between layers of different stages."""
+    stages = [layer.split("_")[0] for layer in layers]
+    return [index - 0.5 for index in range(1, len(stages)) if stages[index] != stages[index - 1]]
+
+
+def stage_ticks(layers: Sequence[str]) -> tuple[list[float], list[str]]:
+    """Middle and name of every stage; of many stages only every few, so that names do not touch."""
+    edges = [-0.5, *stage_edges(layers), len(layers) - 0.5]
+    middles = [(start + stop) / 2 for start, stop in itertools.pairwise(edges)]
+    names = [text(layers[math.ceil(edge)].split("_")[0]) for edge in edges[:-1]]
+    step = math.ceil(len(middles) / MOST_TICKS)
+    return middles[::step], names[::step]
+
+
+def name_ticks(names: Sequence[object]) -> tuple[list[float], list[str]]:
+    """Place and name of every entry of an axis; of many only every few."""
+    step = max(1, math.ceil(len(names) / (2 * MOST_TICKS)))
+    return [float(index) for index in range(0, len(names), step)], [
+        text(name) for name in names[::step]
+    ]
