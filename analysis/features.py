@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,11 @@ from analysis.balance import class_quotas, remainder_note, usual_samples, within
 from analysis.errors import InputError
 from analysis.models import Model, translated_errors
 from analysis.module_reader import ModuleReader
+from auglocal.backbones.heads import PooledHead
 from auglocal.data import FOLDER_PREFIX, Dataset, load_dataset
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.floating[Any]]
 DEFAULT_SAMPLES = 1000
 
 
@@ -287,3 +290,15 @@ def classify(model: Model, features: Tensor) -> IntArray:
         logits = model.backbone.head(features)
     predictions: IntArray = logits.argmax(dim=1).cpu().numpy()
     return predictions
+
+
+def linear_head(model: Model) -> tuple[FloatArray, FloatArray] | None:
+    """Weights (K, D) and bias (K,) of a head that is one linear map of pooled features.
+
+    Returns:
+        None where the head is anything else.
+    """
+    head = getattr(model.backbone, "head", None)
+    if not isinstance(head, PooledHead):
+        return None
+    return head.linear.weight.detach().cpu().numpy(), head.linear.bias.detach().cpu().numpy()

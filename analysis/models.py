@@ -348,6 +348,13 @@ def weights_sha256(module: nn.Module) -> str:
 # ------------------------------------------------------------------------- names
 
 
+def num_parameters(model: Model) -> int:
+    """Weights of a checkpoint's backbone; 0 for a module of the user's own."""
+    if not isinstance(model.backbone, nn.Module):
+        return 0
+    return sum(parameter.numel() for parameter in model.backbone.parameters())
+
+
 def short_name(path: Path) -> str:
     """Name a checkpoint after its file, and after its run where every run has such a file.
 

@@ -320,7 +320,7 @@ class _Run:
             if role == "floor" and model.metadata.rule == UNTRAINED:
                 words += ["--floor", str(model.metadata.seed)]
             else:
-                words += [*([f"--{role}"] if role else []), _portable(model.path)]
+                words += [*([f"--{role}"] if role else []), _portable(model.path or model.name)]
         return shlex.join([*words, *_words(options), "--out", _portable(request.out)])
 
 

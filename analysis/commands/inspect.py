@@ -22,15 +22,15 @@ def add_inspect(commands: Any) -> None:
 
 def run_inspect(options: argparse.Namespace) -> None:
     """Print what the file is."""
-    from analysis.models import open_model  # torch: not for --help
+    from analysis.models import num_parameters, open_model  # torch: not for --help
 
-    model = open_model(options.checkpoint)
+    model = open_model(options.checkpoint, auxiliaries=True)
     metadata = model.metadata
     document = {
         "architecture": metadata.architecture,
         "num_classes": metadata.num_classes,
         "input_size": list(metadata.input_size),
-        "parameters": sum(value.numel() for value in model.backbone.parameters()),
+        "parameters": num_parameters(model),
         "layers": list(model.layer_names),
         "auxiliary_networks": list(model.auxiliary_layers),
         "rule": metadata.rule,

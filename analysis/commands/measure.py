@@ -246,7 +246,10 @@ def _run(options: argparse.Namespace, measures: Sequence[str], **given: Any) -> 
     from analysis.models import common_dataset, open_model, untrained
     from analysis.run import answers_here, run_study
 
-    models = [open_model(path, options.device) for path in options.checkpoints]
+    models = [
+        open_model(path, options.device, auxiliaries="probe" in measures)
+        for path in options.checkpoints
+    ]
     references: dict[str, Any] = {}
     if getattr(options, "ceiling", None) is not None:
         references["ceiling"] = open_model(options.ceiling, options.device)
