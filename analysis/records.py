@@ -13,6 +13,7 @@ from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hin
 import numpy as np
 
 Record = dict[str, Any]
+INFINITE = "inf"
 Value = TypeVar("Value")
 
 
@@ -33,6 +34,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, float) and np.isinf(value):
+        return INFINITE if value > 0 else f"-{INFINITE}"  # JSON has no infinity
     return None if isinstance(value, float) and np.isnan(value) else value
 
 
@@ -137,6 +140,8 @@ def _parse_array(dtype: Any, values: list[Any]) -> Any:
 
 def checked(value: Any, kind: type[Value]) -> Value:
     """Pass a value of a kind; a whole number is a float too, a truth value is no number."""
+    if kind is float and value in (INFINITE, f"-{INFINITE}"):
+        return cast(Value, float(cast(str, value)))
     if kind is float and type(value) is int:
         return cast(Value, float(value))
     if type(value) is not kind:

@@ -143,7 +143,7 @@ def random_batch(subject: Subject, device: torch.device) -> tuple[Tensor, Tensor
     size = subject.config.batch_size
     images = torch.randn(size, *subject.input_size, generator=generator)
     labels = torch.randint(subject.num_classes, (size,), generator=generator)
-    layout = memory_format(subject.config)
+    layout = memory_format(subject.config, device)
     return images.to(device).contiguous(memory_format=layout), labels.to(device)
 
 

@@ -70,7 +70,7 @@ class Subject:
         images = torch.rand(batch_size, *self.input_size, generator=generator)
         labels = torch.arange(batch_size) % self.num_classes
         device = state.losses.device
-        images = images.to(device).to(memory_format=memory_format(self.config))
+        images = images.to(device).to(memory_format=memory_format(self.config, device))
         train_step(state, images, labels.to(device), 0.1, **step_options(self.config))
 
 

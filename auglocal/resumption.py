@@ -9,20 +9,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from auglocal.acceleration import uses_block_threads
+from auglocal.concurrency import draws_at_random
 from auglocal.config import MAY_CHANGE, TrainConfig
 from auglocal.errors import InputError
 
 
-def describe_run(config: TrainConfig) -> dict[str, Any]:
+def describe_run(config: TrainConfig, network: nn.Module) -> dict[str, Any]:
     """What resume.pt records besides the state, as plain values."""
-    return {"config": config.portable(), "threads": computing_threads(config)}
+    return {"config": config.portable(), "threads": computing_threads(config, network)}
 
 
-def computing_threads(config: TrainConfig) -> int:
+def computing_threads(config: TrainConfig, network: nn.Module) -> int:
     """Threads that compute one operation: the order of its sums depends on them."""
-    return 1 if uses_block_threads(config) else torch.get_num_threads()
+    at_once = uses_block_threads(config) and not draws_at_random(network)
+    return 1 if at_once else torch.get_num_threads()
 
 
 def check_same_run(config: TrainConfig, saved: Mapping[str, Any]) -> None:
@@ -50,9 +53,11 @@ def check_same_run(config: TrainConfig, saved: Mapping[str, Any]) -> None:
             )
 
 
-def thread_warnings(config: TrainConfig, saved: Mapping[str, Any]) -> Iterator[str]:
+def thread_warnings(
+    config: TrainConfig, network: nn.Module, saved: Mapping[str, Any]
+) -> Iterator[str]:
     """A sentence if the saved run computed with another number of threads than this one will."""
-    before, now = saved.get("threads"), computing_threads(config)
+    before, now = saved.get("threads"), computing_threads(config, network)
     if before is not None and before != now:
         yield (
             f"Warning: this run computed with {before} threads so far and goes on with {now}; its "

@@ -105,7 +105,7 @@ def train(config: TrainConfig, material: Material, folder: RunFolder, listener: 
         check_same_run(config, saved)
     state = prepare_state(config, material, saved)
     if saved is not None and state.losses.device.type == "cpu":
-        for warning in thread_warnings(config, saved):
+        for warning in thread_warnings(config, state.network, saved):
             listener.on_warning(warning)
     remove_leftovers(folder.path)
     cut_metrics(folder, state.epoch)
@@ -173,7 +173,9 @@ def run_epoch(
         rate = schedule(step, steps_per_epoch, config.epochs, config.learning_rate)
         # Dropout and the like draw from the global generator.
         torch.manual_seed(derive_seed(config.seed, "step", state.epoch, state.step))
-        images = material.normalise(pixels).to(memory_format=memory_format(config))
+        images = material.normalise(pixels).to(
+            memory_format=memory_format(config, state.losses.device)
+        )
         stepper.step(images, labels, rate)
         state.seconds += time.perf_counter() - started
         check = state.step % STEPS_BETWEEN_CHECKS == 0
@@ -273,7 +275,7 @@ def save_snapshot(
 
 def save_run_state(folder: RunFolder, config: TrainConfig, state: State) -> None:
     """Commit what was done so far."""
-    save_state(folder, {**pack_state(state), **describe_run(config)})
+    save_state(folder, {**pack_state(state), **describe_run(config, state.network)})
 
 
 def _epoch_metrics(

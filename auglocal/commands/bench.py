@@ -101,7 +101,7 @@ def _measure(subject: Subject, device: torch.device, num_rounds: int) -> dict[st
         "device": device.type if device.type != "cuda" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "layout": str(memory_format(config)).removeprefix("torch."),
+        "layout": str(memory_format(config, device)).removeprefix("torch."),
         "flops_ratio": flops_ratio(subject),
         "rows": rows,
         "evaluation_images_per_second": evaluation,

@@ -175,7 +175,7 @@ def _seconds_per_step(config: TrainConfig, material: Material) -> float:
     """Seconds of one training step: the best of three, after one to warm up."""
     state = prepare_state(config, material, None)
     pixels, labels = next(material.splits["train"].batches(config.batch_size))
-    images = material.normalise(pixels).to(memory_format=memory_format(config))
+    images = material.normalise(pixels).to(memory_format=memory_format(config, material.device))
     seconds = []
     with contextlib.closing(Stepper(config, state, _warn)) as stepper:
         for _ in range(4):

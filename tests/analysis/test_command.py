@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-import analysis.run
+import analysis.reading
 from analysis.__main__ import main
 from analysis.study import load_study
 
@@ -41,7 +41,9 @@ def test_cka_prints_one_json_document_of_a_against_b(pair, capsys):
     assert document["undefined"] == {}
     assert document["batch_sizes"] == [4, 4, 4]
     assert document["question"]["dataset"] == "digits"
-    assert document["provenance"]["command"].startswith("python -m analysis cka first.safetensors")
+    assert document["provenance"]["command"].startswith(
+        "python -m analysis study first.safetensors"
+    )
 
 
 def test_a_checkpoint_against_itself_is_one_along_the_diagonal(pair, capsys):
@@ -51,7 +53,7 @@ def test_a_checkpoint_against_itself_is_one_along_the_diagonal(pair, capsys):
 
 
 def test_undefined_values_are_null_with_a_reason(pair, capsys):
-    arguments = ["--samples", "8", "--batch-size", "8", "--device", "cpu", "--json"]
+    arguments = ["--samples", "6", "--batch-size", "6", "--device", "cpu", "--json"]
     assert main(["cka", *pair, *arguments]) == 0
     document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert document["standard_errors"][0] == [None] * 10
@@ -192,7 +194,7 @@ def complain(arguments, capsys) -> tuple[int, str]:
         (["cka", "A", "B", "--batch-size", "3"], "CKA needs at least 4 images in every batch"),
         (["cka", "A", "B", "--split", "holdout"], "has no split 'holdout'"),
         (["cka", "A", "B", "--device", "tpu"], "no device 'tpu'"),
-        (["cka", "A", "B", "--seed", "-1"], "seed must be 0 or more"),
+        (["cka", "A", "B", "--seed", "-1"], "seed must be at least 0"),
         (["probe", "A", "--penalty", "0"], "must be above 0"),
         (["probe", "A", "--split", "train"], "cannot be scored on the train split"),
         (["study", "A", "B", "--out", "x.json"], "a file that ends in .study.json"),
@@ -258,7 +260,7 @@ def test_failures_while_working_are_one_sentence(
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(analysis.run, "stream_features", fail)
+    monkeypatch.setattr(analysis.reading, "visit_features", fail)
     given_status, line = complain(["cka", *pair, *SMALL], capsys)
     assert given_status == status
     assert sentence in line
