@@ -48,6 +48,7 @@ def answer_probes(
     test, request = questions.test, questions.request
     test_features = reading.all_features()
     questions.watch.start("Fitting probes", len(train_features))
+    questions.watch.check()
     fits: ProbeFits[Key] = fit_probes(
         train_features,
         train.labels,
@@ -57,7 +58,7 @@ def answer_probes(
         validation_fraction=VALIDATION_FRACTION,
         seed=request.seed,
         num_classes=len(test.classes),
-        progress=lambda done, total: questions.watch.to(done),
+        progress=lambda done, total: questions.watch.to(done) if done else None,
         cancelled=questions.watch.cancelled,
     )
     questions.watch.check()

@@ -182,7 +182,7 @@ def test_a_constant_layer_has_neither_cka_nor_probe_and_says_why(broken):
     assert "same for every image" in study.cka.undefined["first/stage3_block3"]
     assert np.isnan(study.cka.values[-1]).all()
     assert np.isnan(study.probes[0].accuracy[-1])
-    assert "same for every image" in study.probes[0].undefined["stage3_block3"]
+    assert "same for every training image" in study.probes[0].undefined["stage3_block3"]
 
 
 # ------------------------------------------------------------------------ progress and stopping

@@ -56,7 +56,7 @@ def make_batch(
     generator = torch.Generator().manual_seed(index)
     images = torch.randn(size, *SIZE, generator=generator)
     labels = torch.randint(4, (size,), generator=generator)
-    return images.to(device).to(memory_format=memory_format(layout)), labels.to(device)
+    return images.to(device).to(memory_format=memory_format(layout, device)), labels.to(device)
 
 
 def contents(state: State) -> dict[str, Tensor]:

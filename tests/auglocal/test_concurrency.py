@@ -285,13 +285,14 @@ def test_a_run_in_threads_stopped_and_resumed_ends_as_a_plain_one(
 
 def test_a_block_in_a_thread_computes_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert computing_threads(TrainConfig()) == 4
+    plain = torch.nn.Identity()
+    assert computing_threads(TrainConfig(), plain) == 4
     threaded = TrainConfig(block_threads=3)
-    assert computing_threads(threaded) == 1
-    assert computing_threads(replace(threaded, recompute=True)) == 4
-    assert computing_threads(replace(threaded, step_per_block=True)) == 4
-    assert list(thread_warnings(threaded, {"threads": 1})) == []
-    (warning,) = thread_warnings(threaded, {"threads": 4})
+    assert computing_threads(threaded, plain) == 1
+    assert computing_threads(replace(threaded, recompute=True), plain) == 4
+    assert computing_threads(replace(threaded, step_per_block=True), plain) == 4
+    assert list(thread_warnings(threaded, plain, {"threads": 1})) == []
+    (warning,) = thread_warnings(threaded, plain, {"threads": 4})
     assert "computed with 4 threads so far and goes on with 1" in warning
 
 

@@ -11,6 +11,7 @@ from auglocal.config import TrainConfig
 from auglocal.errors import InputError
 from auglocal.resumption import check_same_run, describe_run, thread_warnings
 
+PLAIN = torch.nn.Identity()
 CONFIG = TrainConfig(snapshot_epochs=(0, 2))
 
 
@@ -25,16 +26,16 @@ CONFIG = TrainConfig(snapshot_epochs=(0, 2))
 )
 def test_the_field_that_differs_is_named(field: str, value: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check_same_run(replace(CONFIG, **{field: value}), describe_run(CONFIG))
+        check_same_run(replace(CONFIG, **{field: value}), describe_run(CONFIG, PLAIN))
 
 
 def test_the_same_run_may_go_on_elsewhere() -> None:
     moved = replace(CONFIG, device="cpu", data_folder="/mnt/data")
-    check_same_run(moved, describe_run(CONFIG))
+    check_same_run(moved, describe_run(CONFIG, PLAIN))
 
 
 def test_a_state_from_before_a_field_was_there_passes() -> None:
-    saved = describe_run(CONFIG)
+    saved = describe_run(CONFIG, PLAIN)
     del saved["config"]["snapshot_epochs"]
     check_same_run(CONFIG, saved)
     check_same_run(CONFIG, {})
@@ -42,7 +43,7 @@ def test_a_state_from_before_a_field_was_there_passes() -> None:
 
 def test_only_another_number_of_threads_is_worth_a_warning() -> None:
     threads = torch.get_num_threads()
-    assert list(thread_warnings(TrainConfig(), {"threads": threads})) == []
-    assert list(thread_warnings(TrainConfig(), {})) == []
-    (warning,) = thread_warnings(TrainConfig(), {"threads": threads + 1})
+    assert list(thread_warnings(TrainConfig(), PLAIN, {"threads": threads})) == []
+    assert list(thread_warnings(TrainConfig(), PLAIN, {})) == []
+    (warning,) = thread_warnings(TrainConfig(), PLAIN, {"threads": threads + 1})
     assert f"set OMP_NUM_THREADS={threads + 1}" in warning
