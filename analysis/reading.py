@@ -173,9 +173,11 @@ def read_test(
     fresh: dict[Key, dict[int, FloatArray]] = {}
     for index, batch in mine:
         grams: dict[Key, FloatArray] = {}
+        num_read = 0
         for name, model in models.items():
             if watch.cancelled():
                 break
+            num_read += 1
             found = known.get(name)
             if found is not None and not request.keeps_features:
                 grams |= {(name, layer): parts[index] for layer, parts in found.items()}
@@ -183,7 +185,7 @@ def read_test(
                 visitor = _Visitor(reading, request, name, index, model, sample.images[batch])
                 visitor.run(grams if minibatch else None)
             watch.step()
-        if watch.cancelled():
+        if num_read < len(models):
             _forget_batch(reading, index)
             break
         if reading.cka is not None:

@@ -168,10 +168,7 @@ class _Run:
         request = self.request
         if request.full_set:
             self._check_memory()
-        reading = gathered(
-            read_test(self.models, self.test, self.plan.slices, request, self.watch, self.share),
-            self.share,
-        )
+        reading = gathered(self._read_test(), self.share)
         train_features = {}
         if self.train is not None and not self.watch.cancelled():
             slices = batch_slices(len(self.train.images), request.batch_size, smallest=1)
@@ -185,6 +182,13 @@ class _Run:
         if self.watch.cancelled():
             return self._partial(reading, keep_partial)
         return self._answers(reading, train_features)
+
+    def _read_test(self) -> Reading:
+        """Read this process's part of the test images, if a pass is needed."""
+        if self.request.full_set and not self.request.keeps_features:
+            return Reading()
+        slices, request = self.plan.slices, self.request
+        return read_test(self.models, self.test, slices, request, self.watch, self.share)
 
     def _answers(self, reading: Reading, train_features: Any) -> dict[str, Any]:
         request = self.request
