@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cka_models import PAIR, make_images, make_models
 from threadpoolctl import threadpool_limits
 
 from analysis.batch_plan import batch_slices
@@ -28,7 +29,6 @@ from analysis.full_set import FullSetAccumulator, full_set_bytes, in_step
 from analysis.gram import has_fast_bf16
 from analysis.gram_store import GramStore, gram_key
 from analysis.models import Model, open_model
-from benchmarks.cka_models import PAIR, make_images, make_models
 
 Streams = Iterator[tuple[str, torch.Tensor]]
 

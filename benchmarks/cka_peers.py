@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from cka_floor import Bench, peak_bytes, seconds_of
+from cka_models import PAIR, make_images, make_models
 from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,8 +31,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from analysis.cka_result import FloatArray
 from analysis.gram import has_fast_bf16
 from analysis.models import Model, open_model
-from benchmarks.cka_floor import Bench, peak_bytes, seconds_of
-from benchmarks.cka_models import PAIR, make_images, make_models
 
 Compare = Callable[["Tapped", "Tapped", DataLoader[Any]], FloatArray]
 FOUR = ("resnet56", "resnet20", "resnet56", "resnet20")
