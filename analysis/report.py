@@ -8,8 +8,6 @@ scikit-learn.
 from __future__ import annotations
 
 import itertools
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +28,7 @@ from analysis.figures_probes import (
     score_curves,
 )
 from analysis.figures_similarity import similarity_curve, similarity_pair_map
+from analysis.files import write_text
 from analysis.geometry_measures import GEOMETRY_MEASURES
 from analysis.plane import plane_of_layers
 from analysis.probes import ProbeResult
@@ -98,19 +97,7 @@ def write_report(study: Study, path: Path | str) -> None:
     Raises:
         OSError: The file cannot be written; an older file of that name is then unharmed.
     """
-    path = Path(path)
-    page = report_page(study)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner may read
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_text(Path(path), report_page(study))
 
 
 def report_page(study: Study) -> str:

@@ -8,8 +8,6 @@ and scikit-learn, so that a picture from a file is drawn at once.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 from analysis.cka_result import CKAPair, CKAResult
 from analysis.errors import InputError
+from analysis.files import write_text
 from analysis.geometry import GeometryResult
 from analysis.paired import PairedResult
 from analysis.probes import ProbeResult
@@ -208,19 +207,8 @@ def save_study(study: Study, path: Path | str) -> None:
     Raises:
         OSError: the file cannot be written; an older file of that name is then unharmed.
     """
-    path = Path(path)
     text = json.dumps(study_record(study), sort_keys=True, allow_nan=False) + "\n"
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp makes files that only their owner may read
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_text(Path(path), text)
 
 
 def load_study(path: Path | str) -> Study:

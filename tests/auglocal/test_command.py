@@ -145,7 +145,7 @@ def test_resuming_a_finished_run_changes_nothing(trained: Path) -> None:
         (["--dataset", "cifar10", "--data-folder", "/nowhere"], "give --download to fetch it"),
         (["--auxiliary-depth", "12"], "smaller auxiliary depth, at most 8"),
         (["--pyramid", "2"], "pyramid coefficient must lie between 0 and 1"),
-        (["--modules", "9"], "give --modules 8 or fewer, or a smaller --tail"),
+        (["--modules", "9", "--tail", "3"], "give --modules 8 or fewer, or a smaller --tail"),
         (["--rule", "dgl", "--modules", "0"], "10 layers has 1 to 10 modules, not 0"),
         (["--local-loss", "mse"], "no local loss 'mse'; choose one of cross-entropy, predsim"),
         (["--width", "0"], "width must be above 0 and at most 64, not 0; give --width 1"),
