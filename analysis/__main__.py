@@ -25,16 +25,15 @@ from analysis.errors import Cancelled, InputError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed while working, 2 wrong input."""
     options = make_parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], None] = options.command
+    command: Callable[[argparse.Namespace], int | None] = options.command
     try:
-        command(options)
+        return command(options) or DONE
     except InputError as error:
         return _complain(str(error), WRONG_INPUT)
     except (KeyboardInterrupt, Cancelled):
         return _complain("interrupted; nothing was written.", INTERRUPTED)
     except (RuntimeError, MemoryError, OSError) as error:
         return _complain(failure(error), FAILED)
-    return DONE
 
 
 def make_parser() -> argparse.ArgumentParser:

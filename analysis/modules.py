@@ -57,6 +57,11 @@ def from_module(
     Example:
         >>> model = from_module(net, ["layer1", "layer2"], input_size=(3, 32, 32))
     """
+    if not isinstance(torch_module, nn.Module):
+        raise InputError(
+            f"from_module takes a torch.nn.Module, not a {type(torch_module).__name__}; give the "
+            "network itself, or open a file by open_model."
+        )
     module = unwrapped(torch_module)
     where = next(module.parameters(), torch.empty(0)).device
     if device is not None:

@@ -91,8 +91,8 @@ class StudyRequest:
         object.__setattr__(self, "measures", tuple(self.measures))
         if not self.measures or not set(self.measures) <= set(MEASURES):
             raise InputError(
-                f"The measures must be of {', '.join(MEASURES)}, not {list(self.measures)}; choose "
-                "at least one."
+                f"The measures must be of {', '.join(MEASURES)}, not "
+                f"{', '.join(self.measures) or 'none'}; choose at least one."
             )
         if "probe" in self.measures and self.split == "train":
             raise InputError(

@@ -113,6 +113,11 @@ class _Run:
         watch: Watch,
     ) -> None:
         self.request, self.watch = request, watch
+        if ceiling is not None and ceiling.sha256 in {model.sha256 for model in models}:
+            raise InputError(
+                f"The ceiling {ceiling.name} is one of the networks that are compared; give a "
+                "second seed's checkpoint as --ceiling."
+            )
         references = {"ceiling": ceiling, "floor": floor}
         given = [*models, *(model for model in references.values() if model is not None)]
         names = unique_names([model.name for model in given])
@@ -261,7 +266,7 @@ class _Run:
         if needed > allowed:
             raise InputError(
                 f"The {request.estimator} estimator over {samples:,} images takes about "
-                f"{needed / 2**20:,.0f} MiB, and {allowed / 2**20:,.0f} are allowed; give fewer "
+                f"{needed / 2**20:,.0f} MiB, and {allowed / 2**20:,.4g} are allowed; give fewer "
                 "--samples, more --memory, --pooling 1, or --estimator unbiased."
             )
 

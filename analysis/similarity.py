@@ -135,6 +135,11 @@ def similarity(features_a: Any, features_b: Any, measure: Measure) -> float:
         >>> round(similarity([[0.0], [1.0], [3.0], [2.0]], [[5.0], [3.0], [-1.0], [1.0]], SVCCA()))
         1
     """
+    if isinstance(measure, str | type):
+        raise ValueError(
+            f"the measure must be an object such as MEASURES['procrustes'](), not {measure!r}; "
+            "call what MEASURES holds"
+        )
     matrices = {"features_a": as_matrix(features_a), "features_b": as_matrix(features_b)}
     _check_samples({name: len(matrix) for name, matrix in matrices.items()})
     prepared = []

@@ -177,7 +177,7 @@ def study_tables(study: Study) -> str:
     """All tables of a study, under a line that says what was measured."""
     tables = [heading(study)]
     if study.provenance.stopped:
-        tables[0] += f" ({study.provenance.stopped})"
+        tables[0] += f"; {study.provenance.stopped}"
     if study.cka is not None:
         tables += [cka_table(pair) for pair in pairs(study.cka)]
     tables += [similarity_table(pair) for pair in study.similarity]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,29 @@ def add_dynamics(commands: Any) -> None:
     parser.set_defaults(num_shuffles=NO_SHUFFLES)
 
 
-def run_dynamics(options: argparse.Namespace) -> None:
-    """Find the snapshots, run the study, and print the maps."""
+def run_dynamics(options: argparse.Namespace) -> int:
+    """Find the snapshots, run the study, and print the maps; the exit status."""
     options.checkpoints = [path for run in options.runs for path in snapshots(run)]
-    run_and_save(options)
+    _take_data_from(options.runs[0], options)
+    status = run_and_save(options)
     if not options.json and options.out.is_file():
         for part in dynamics_maps(load_study(options.out)):
             print(f"\n{map_table(part)}")
+    return status
+
+
+def _take_data_from(run: Path, options: argparse.Namespace) -> None:
+    """Measure on the data that the first run names, where nothing else was asked for."""
+    if options.dataset is not None:
+        return
+    try:
+        config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        values = {name: config.get(name) for name in ("dataset", "dataset_title", "image_size")}
+    except (OSError, ValueError, AttributeError):
+        return  # the checkpoints may name it
+    options.dataset = values["dataset"]
+    options.dataset_title = options.dataset_title or values["dataset_title"]
+    options.image_size = options.image_size or values["image_size"]
 
 
 def snapshots(run: Path) -> list[Path]:

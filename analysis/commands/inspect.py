@@ -45,5 +45,14 @@ def run_inspect(options: argparse.Namespace) -> None:
         print(json.dumps(document))
         return
     for name, value in document.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        text = _text(value)
         print(f"{name.replace('_', ' '):<20} {text}")
+
+
+def _text(value: Any) -> str:
+    """A value as a person reads it."""
+    if isinstance(value, dict):
+        value = [f"{name.replace('_', ' ')} {part}" for name, part in value.items()]
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "unknown" if value is None else str(value)

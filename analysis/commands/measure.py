@@ -22,7 +22,14 @@ from analysis.commands.options import (
     names,
     request_options,
 )
-from analysis.commands.shared import STUDY_SUFFIX, check_out, progress_bar
+from analysis.commands.shared import (
+    DONE,
+    INTERRUPTED,
+    PROGRAM,
+    STUDY_SUFFIX,
+    check_out,
+    progress_bar,
+)
 from analysis.errors import InputError
 from analysis.request import MEASURES
 from analysis.similarity import MEASURES as SIMILARITY_MEASURES
@@ -178,8 +185,8 @@ def _print_part(
         print("\n\n".join([heading(study), *tables]))
 
 
-def run_and_save(options: argparse.Namespace) -> None:
-    """Run every measure asked for, keep the study in a file, and print it."""
+def run_and_save(options: argparse.Namespace) -> int:
+    """Run every measure asked for, keep the study in a file, and print it; the exit status."""
     check_out(options.out)
     with _stop_requests() as stop_requests:
         study = _run(
@@ -190,8 +197,17 @@ def run_and_save(options: argparse.Namespace) -> None:
             cancelled=lambda: bool(stop_requests),
             keep_partial=True,
         )
-    if study is not None:
-        keep_study(study, options)
+    if study is None:
+        return DONE
+    keep_study(study, options)
+    if study.provenance.stopped is None:
+        return DONE
+    print(
+        f"{PROGRAM}: {study.provenance.stopped}; {options.out} holds the CKA of these, and nothing "
+        "of other measures.",
+        file=sys.stderr,
+    )
+    return INTERRUPTED
 
 
 def keep_study(study: Study, options: argparse.Namespace) -> None:

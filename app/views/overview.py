@@ -12,15 +12,22 @@ from auglocal.errors import WorkError
 MOST_MEGABYTES = 64
 
 
+def _distinct(titles: list[str], studies: list[Study]) -> list[str]:
+    """The data of each study; with its title, and then a number, where others have the same."""
+    names: list[str] = []
+    for title, study in zip(titles, studies, strict=True):
+        name = title if titles.count(title) == 1 else f"{title}: {study.title}"
+        count = sum(other == name or other.startswith(f"{name} (") for other in names)
+        names.append(name if count == 0 else f"{name} ({count + 1})")
+    return names
+
+
 def pick(studies: list[Study]) -> Study:
     """One of the pairs; no box where there is only one."""
     if len(studies) == 1:
         return studies[0]
     titles = [study.question.dataset_title for study in studies]
-    names = {
-        title if titles.count(title) == 1 else f"{title}: {study.title}": study
-        for title, study in zip(titles, studies, strict=True)
-    }
+    names = {title: study for title, study in zip(_distinct(titles, studies), studies, strict=True)}
     links.restore("pair", next(iter(names)), lambda text: text if text in names else None)
     if st.session_state["pair"] not in names:
         st.session_state["pair"] = next(iter(names))
@@ -103,7 +110,10 @@ def receive() -> None:
     except (ValueError, WorkError, OSError) as error:
         st.session_state["study_message"] = (False, jobs.sentence(error))
         return
-    st.session_state["study_message"] = (True, f"Kept: {study.title}.")
+    st.session_state["study_message"] = (
+        True,
+        f"Kept: {study.title}. Choose it under “Networks trained on”.",
+    )
 
 
 def draw_upload() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import OrderedDict
@@ -18,7 +19,7 @@ from analysis.__main__ import main
 from analysis.cka import cka
 from analysis.dynamics import dynamics_maps, trajectories
 from analysis.errors import Cancelled, InputError
-from analysis.features import sample_images, stream_features
+from analysis.features import sample_images, stream_features, visit_features
 from analysis.geometry import measure_geometry
 from analysis.models import open_model, untrained
 from analysis.modules import from_module
@@ -50,10 +51,12 @@ def pooled_features(models):
 
 
 @pytest.fixture(scope="module")
-def full(models):
+def full(models, make_checkpoint, tmp_path_factory):
     """Everything at once, with references."""
+    path = tmp_path_factory.mktemp("ceiling") / "third.safetensors"
+    third = open_model(make_checkpoint(path, weights_seed=3))
     measures = ("cka", "probe", "geometry", "procrustes", "predictivity")
-    references = {"ceiling": models[1], "floor": untrained(models[0], 3)}
+    references = {"ceiling": third, "floor": untrained(models[0], 3)}
     return run_study(models, **SMALL, **references, measures=measures)
 
 
@@ -62,12 +65,12 @@ def full(models):
 
 def test_references_are_models_with_a_role_that_are_compared_too(full):
     assert full.models == ("first", "second")
-    assert full.reference("ceiling") == "second-2"
+    assert full.reference("ceiling") == "third"
     floor = full.reference("floor")
     assert floor == "resnet20 untrained, seed 3"
     assert full.cka.pair("first", floor).values.shape == (10, 10)
     assert full.question.checkpoints[-1].rule == "untrained"
-    assert "--ceiling second.safetensors --floor 3" in full.provenance.command
+    assert "--ceiling third.safetensors --floor 3" in full.provenance.command
 
 
 @pytest.mark.parametrize("name", ["procrustes", "predictivity"])
@@ -78,7 +81,7 @@ def test_other_measures_are_those_of_the_pooled_features(full, pooled_features, 
     pairs = [(p.model_a, p.model_b) for p in full.similarity if p.result.measure == name]
     assert pairs == [
         ("first", "second"),
-        ("first", "second-2"),
+        ("first", "third"),
         ("first", "resnet20 untrained, seed 3"),
     ]
 
@@ -189,6 +192,11 @@ def test_kept_grams_give_the_same_without_a_forward_pass(models, tmp_path, monke
         run_study(models, **{**options, "seed": 6})
 
 
+def test_a_ceiling_is_another_network(models):
+    with pytest.raises(InputError, match="ceiling second is one of the networks that are compared"):
+        run_study(models, **SMALL, measures=["cka"], ceiling=models[1])
+
+
 # ------------------------------------------------------------------------ parts of a run
 
 
@@ -204,6 +212,24 @@ def test_a_stopped_run_keeps_the_batches_that_it_has(models):
     assert study.probes == ()
     with pytest.raises(Cancelled):
         run_study(models, **SMALL, cancelled=lambda: True, keep_partial=True)
+
+
+def test_a_study_stopped_by_ctrl_c_says_so_and_exits_with_130(
+    checkpoints, tmp_path, capsys, monkeypatch
+):
+    out, calls = tmp_path / "part.study.json", []
+
+    def read(*arguments):
+        calls.append(arguments)
+        if len(calls) == 6:  # in the third batch of two networks
+            signal.raise_signal(signal.SIGINT)
+        return visit_features(*arguments)
+
+    monkeypatch.setattr("analysis.reading.visit_features", read)
+    options = ["--dataset", "digits", "--samples", "48", "--batch-size", "6", "--device", "cpu"]
+    assert main(["study", *map(str, checkpoints), *options, "--out", str(out)]) == 130
+    assert "stopped after 3 of 8 batches; " in capsys.readouterr().err
+    assert load_study(out).provenance.stopped == "stopped after 3 of 8 batches"
 
 
 def test_two_processes_give_the_numbers_of_one(checkpoints, tmp_path):
