@@ -27,7 +27,7 @@ def pick(studies: list[Study]) -> Study:
     if len(studies) == 1:
         return studies[0]
     titles = [study.question.dataset_title for study in studies]
-    names = {title: study for title, study in zip(_distinct(titles, studies), studies, strict=True)}
+    names = dict(zip(_distinct(titles, studies), studies, strict=True))
     links.restore("pair", next(iter(names)), lambda text: text if text in names else None)
     if st.session_state["pair"] not in names:
         st.session_state["pair"] = next(iter(names))
