@@ -250,13 +250,20 @@ def add_ring(figure: go.Figure, x: float, y: float, style: Style) -> None:
 # ------------------------------------------------------------------------------------------ layout
 
 
+# On a narrow screen each entry of a legend has a row of its own, between title and picture.
+LEGEND_ROW = 22
+ROWS_WITH_ROOM = 2
+
+
 def lay_out(figure: go.Figure, title: str) -> None:
-    """What every figure shares: transparent, quiet, the title at the left."""
+    """What every figure shares: transparent, quiet, the title at the left, room for the legend."""
+    num_entries = sum(bool(trace.name) and trace.showlegend is not False for trace in figure.data)
+    room = LEGEND_ROW * max(0, num_entries - ROWS_WITH_ROOM)
     figure.update_layout(
         title={"text": text(title), "x": 0, "xref": "container", "y": 0.98, "yanchor": "top"},
         title_font={"size": 15},
-        height=HEIGHT,
-        margin={"l": 64, "r": 16, "t": 84, "b": 56},
+        height=HEIGHT + room,
+        margin={"l": 64, "r": 16, "t": 84 + room, "b": 56},
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
         dragmode=False,

@@ -40,6 +40,8 @@ def draw_accuracies(study: Study) -> None:
     """Accuracy of each network, with the data it was measured on."""
     with st.container(horizontal=True, gap="large"):
         for entry, title in zip(study.question.checkpoints, texts.titles(study), strict=True):
+            if entry.role:
+                continue
             accuracy = entry.accuracy
             value = texts.percent(accuracy["value"]) if accuracy else "not measured"
             images = f", {accuracy['samples']:,} {accuracy['split']} images" if accuracy else ""
@@ -72,21 +74,23 @@ def draw_pictures(study: Study) -> None:
         )
     with right:
         rules = {entry.name: entry.rule for entry in question.checkpoints}
+        probes = [study.probe(name) for name in study.models]
         title = f"Linear probes, {question.split} split, n = {study.probes[0].test_samples:,}"
         widgets.chart(
-            figures.probe_curves(study.probes, rules, title=title),
+            figures.probe_curves(probes, rules, title=title),
             "overview-probes",
             "Accuracy of linear probes by depth",
         )
         st.caption(
             "How well a linear classifier reads the class from each layer. Dotted lines: each "
-            "network's own classifier."
+            "network's own classifier; thin dotted curves and open markers, where the study has "
+            "them: nearest neighbours and auxiliary networks."
         )
 
 
 def draw_ways_on(study: Study) -> None:
     """Buttons to the pages that go deeper, with this pair picked."""
-    sha256s = [entry.sha256 for entry in study.question.checkpoints]
+    sha256s = [entry.sha256 for entry in study.question.checkpoints if not entry.role]
     settings = {
         "data": study.question.dataset,
         "samples": study.question.samples,
