@@ -11,7 +11,8 @@ from typing import Any
 
 import streamlit as st
 
-from app.sources import CheckpointFile, Request, by_prefix
+from app.sources.checkpoints import CheckpointFile, by_prefix
+from app.sources.studies import Request
 
 MISSING = "This link refers to a checkpoint not on this machine."
 PREFIX = 12  # characters of a checksum in an address

@@ -5,7 +5,8 @@ from __future__ import annotations
 import streamlit as st
 from streamlit import net_util
 
-from app import sources, widgets
+from app import widgets
+from app.sources import computing
 
 SIDEBAR = 208  # pixels; four short names need no more
 WIDEST = 1280  # pixels; longer lines are hard to read
@@ -25,7 +26,7 @@ page = st.navigation(
 )
 with st.container(width=WIDEST):
     page.run()
-running = sources.registry().running()
+running = computing.registry().running()
 if running is not None and page.title in ("Overview", "Checkpoints"):
     with st.sidebar:
         widgets.progress(running.key)

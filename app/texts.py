@@ -21,7 +21,7 @@ from analysis.probes import ProbeResult
 from analysis.study import Study, StudyCheckpoint
 
 if TYPE_CHECKING:
-    from app.sources import CheckpointFile
+    from app.sources.checkpoints import CheckpointFile
     from auglocal.checkpoint import CheckpointMetadata
 
 IMAGES_NOTE = (

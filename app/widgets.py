@@ -10,8 +10,10 @@ from streamlit.delta_generator import DeltaGenerator
 
 from analysis.figures import CONFIG, checkpoint_label
 from analysis.study import Study
-from app import jobs, links, sources, texts
-from app.sources import CheckpointFile, Request
+from app import jobs, links, texts
+from app.sources import computing, datasets, studies
+from app.sources.checkpoints import CheckpointFile
+from app.sources.studies import Request
 
 FOLDER = "folder"
 NARROWEST_FIGURE = 400  # pixels, below which names on axes collide
@@ -92,10 +94,10 @@ def _dataset_titles(sha256s: Sequence[str], measure: str) -> dict[str, str]:
     """What can be picked: data sets of studies of these checkpoints, and those on disk."""
     studied = {
         study.question.dataset: study.question.dataset_title
-        for study in sources.studies_of(sha256s, measure)
-        if sources.find_study(_request_of(study, measure)) is study
+        for study in studies.studies_of(sha256s, measure)
+        if studies.find_study(_request_of(study, measure)) is study
     }
-    return {**studied, **sources.datasets_on_disk()}
+    return {**studied, **datasets.datasets_on_disk()}
 
 
 def _request_of(study: Study, measure: str) -> Request:
@@ -108,8 +110,8 @@ def _request_of(study: Study, measure: str) -> Request:
 
 def _parse_data(text: str, titles: dict[str, str]) -> str | None:
     """Data named in an address; a folder goes into the field for folders."""
-    if text not in titles and text.startswith(sources.FOLDER_PREFIX):
-        st.session_state["folder_path"] = text.removeprefix(sources.FOLDER_PREFIX)
+    if text not in titles and text.startswith(datasets.FOLDER_PREFIX):
+        st.session_state["folder_path"] = text.removeprefix(datasets.FOLDER_PREFIX)
         return FOLDER
     return text if text in titles else None
 
@@ -122,7 +124,7 @@ def _pick_folder() -> str:
         placeholder="/path/to/images with train/CLASS/* and test/CLASS/*",
         persist_state="session",
     )
-    return f"{sources.FOLDER_PREFIX}{path.strip()}" if path and path.strip() else ""
+    return f"{datasets.FOLDER_PREFIX}{path.strip()}" if path and path.strip() else ""
 
 
 def pick_settings(sha256s: Sequence[str], measure: str, dataset: str) -> tuple[int, int, int]:
@@ -155,7 +157,7 @@ def _defaults(
     sha256s: Sequence[str], measure: str, dataset: str | None
 ) -> tuple[str, int, int, int]:
     """Data and settings of a study that is already here, so that it shows at once."""
-    for study in sources.studies_of(sha256s, measure):
+    for study in studies.studies_of(sha256s, measure):
         question = study.question
         if dataset in (None, question.dataset):
             return question.dataset, question.samples, question.seed, question.batch_size
@@ -181,7 +183,7 @@ def adopt_models(measure: str, name: str) -> None:
 def _adopt(sha256s: Sequence[str], measure: str) -> None:
     """Take data and settings from a study that holds these checkpoints, if there is one."""
     links.forget_missing()
-    if sources.studies_of(sha256s, measure):
+    if studies.studies_of(sha256s, measure):
         dataset, *values = _defaults(sha256s, measure, None)
         st.session_state["data"] = dataset
         st.session_state.update(dict(zip(SETTINGS, values, strict=True)))
@@ -189,18 +191,19 @@ def _adopt(sha256s: Sequence[str], measure: str) -> None:
 
 def offer(request: Request, entries: Sequence[CheckpointFile], title: str, verb: str) -> None:
     """Where an answer is not there yet: how it ended last time, progress, or a button to run."""
-    running = sources.registry().running()
+    running = computing.registry().running()
     if running is not None:
         progress(running.key)
         if running.key == request.key:
             return
     _show_last(request.key)
-    if sources.is_missing_folder(request.dataset):
+    if datasets.is_missing_folder(request.dataset):
+        folder = texts.plain(request.dataset.removeprefix(datasets.FOLDER_PREFIX))
         empty_state(
             "The images are not here",
-            f"There is no folder {texts.plain(request.dataset.removeprefix(sources.FOLDER_PREFIX))}"
-            " with train/CLASS/\\* and test/CLASS/\\* on this machine; pick other data, or the "
-            "number of images, seed and batch size of a study that came with the project.",
+            f"There is no folder {folder} with train/CLASS/\\* and test/CLASS/\\* on this "
+            "machine; pick other data, or the number of images, seed and batch size of a study "
+            "that came with the project.",
         )
         return
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
@@ -219,7 +222,7 @@ def offer(request: Request, entries: Sequence[CheckpointFile], title: str, verb:
 def _start(request: Request, entries: Sequence[CheckpointFile], title: str) -> None:
     """Start a job; another session may have been faster."""
     try:
-        sources.start(request, entries, title)
+        computing.start(request, entries, title)
     except (jobs.BusyError, OSError) as error:
         st.session_state["start_problem"] = jobs.sentence(ValueError(str(error)))
 
@@ -229,7 +232,7 @@ def _show_last(key: str) -> None:
     problem = st.session_state.pop("start_problem", None)
     if problem:
         st.warning(texts.plain(problem))
-    job = sources.registry().find(key)
+    job = computing.registry().find(key)
     if job is None or job.state in (jobs.RUNNING, jobs.DONE):
         return
     if job.state == jobs.FAILED:
@@ -243,7 +246,7 @@ def _show_last(key: str) -> None:
 @st.fragment(run_every=1.0)
 def progress(key: str) -> None:
     """A job's progress with time left and Cancel; redraws itself, and the page at the end."""
-    job = sources.registry().find(key)
+    job = computing.registry().find(key)
     if job is None or job.state != jobs.RUNNING:
         st.rerun()
     with st.container(border=True):

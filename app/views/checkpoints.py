@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from app import jobs, links, sources, texts, widgets
-from app.sources import CheckpointFile
+from app import jobs, links, texts, widgets
+from app.sources import checkpoints
+from app.sources.checkpoints import CheckpointFile
 from auglocal.errors import WorkError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def draw_table(entries: Sequence[CheckpointFile]) -> None:
     """All checkpoints; a click on a row shows its details."""
     st.dataframe(
-        texts.checkpoint_rows(sources.with_metadata(entries)),
+        texts.checkpoint_rows(checkpoints.with_metadata(entries)),
         hide_index=True,
         key=table_key(),
         on_select=lambda: clicked(entries),
@@ -60,7 +61,7 @@ def draw_details(entry: CheckpointFile, metadata: CheckpointMetadata) -> None:
     """What a checkpoint says about itself; all of it text from a file."""
     left, right = widgets.side_by_side()
     with left:
-        draw_rows(texts.detail_rows(entry, metadata, sources.num_layers(metadata)))
+        draw_rows(texts.detail_rows(entry, metadata, checkpoints.num_layers(metadata)))
     with right:
         draw_rows(texts.config_rows(metadata))
     st.caption("SHA-256 of the file")
@@ -89,7 +90,7 @@ def draw_uses(entry: CheckpointFile) -> None:
 
 def delete(entry: CheckpointFile) -> None:
     """Delete an uploaded checkpoint and let go of its row."""
-    sources.delete_upload(entry)
+    checkpoints.delete_upload(entry)
     links.forget_missing()
     st.session_state["table_number"] += 1
 
@@ -102,7 +103,7 @@ def receive() -> None:
     if file is None:
         return
     try:
-        entry = sources.keep_upload(file.name, file.getvalue())
+        entry = checkpoints.keep_upload(file.name, file.getvalue())
     except (ValueError, WorkError, OSError) as error:
         st.session_state["upload_message"] = (False, jobs.sentence(error))
         return
@@ -118,7 +119,7 @@ def draw_upload() -> None:
         "Add a checkpoint of this project (.safetensors)",
         key=f"upload-{st.session_state['upload_number']}",
         on_change=receive,
-        max_upload_size=sources.MOST_UPLOADED_BYTES // 2**20,
+        max_upload_size=checkpoints.MOST_UPLOADED_BYTES // 2**20,
         help="It is checked without running anything in it, and a copy stays on this machine.",
     )
     accepted, message = st.session_state.pop("upload_message", (True, ""))
@@ -130,13 +131,13 @@ def page() -> None:
     """Pick, get, draw."""
     st.title("Checkpoints", anchor=False)
     with st.spinner("Opening checkpoints"):
-        entries, problems = sources.checkpoint_files()
+        entries, problems = checkpoints.checkpoint_files()
     widgets.show_problems(problems)
     if entries:
         draw_table(entries)
         entry = pick(entries)
         links.show_missing()
-        draw_details(entry, sources.metadata(entry))
+        draw_details(entry, checkpoints.metadata(entry))
         draw_uses(entry)
         st.divider()
     else:

@@ -10,8 +10,10 @@ from streamlit.delta_generator import DeltaGenerator
 from analysis import figures
 from analysis.cka import CKAPair
 from analysis.study import Study, StudyCheckpoint, study_record
-from app import links, sources, texts, widgets
-from app.sources import CheckpointFile, Request
+from app import links, texts, widgets
+from app.sources import checkpoints, studies
+from app.sources.checkpoints import CheckpointFile
+from app.sources.studies import Request
 
 SIDES = {"A-B": (0, 1), "A-A": (0, 0), "B-B": (1, 1)}
 
@@ -21,7 +23,7 @@ def pick_pair(
 ) -> list[CheckpointFile]:
     """Checkpoints A and B; a shipped pair at first."""
     by_sha256 = {entry.sha256: entry for entry in entries}
-    default = sources.first_pair(entries)
+    default = checkpoints.first_pair(entries)
     chosen = []
     for name, entry in zip(("a", "b"), default, strict=True):
         links.restore_checkpoint(name, entry, entries)
@@ -145,8 +147,8 @@ def draw_cell(
 def draw(study: Study, entries: list[CheckpointFile], dataset: str) -> None:
     """All that a study says about a pair."""
     side = pick_side(entries[0].sha256 == entries[1].sha256)
-    ends = [sources.study_checkpoint(study, entries[end].sha256) for end in SIDES[side]]
-    pair = sources.study_pair(study, *(entry.sha256 for entry in ends))
+    ends = [studies.study_checkpoint(study, entries[end].sha256) for end in SIDES[side]]
+    pair = studies.study_pair(study, *(entry.sha256 for entry in ends))
     links.remember(map=side)
     draw_map(study, pair, ends)
     if side == "A-B":
@@ -179,14 +181,14 @@ def draw_files(study: Study, pair: CKAPair, dataset: str) -> None:
             on_click="ignore",
         )
     st.caption("The same from a terminal:")
-    st.code(sources.command_of(study, dataset), language=None, wrap_lines=True)
+    st.code(studies.command_of(study, dataset), language=None, wrap_lines=True)
 
 
 def page() -> None:
     """Pick, get, draw."""
     st.title("Compare", anchor=False)
     with st.spinner("Opening checkpoints"):
-        entries, problems = sources.checkpoint_files()
+        entries, problems = checkpoints.checkpoint_files()
     widgets.show_problems(problems)
     if not entries:
         widgets.no_checkpoints()
@@ -199,7 +201,7 @@ def page() -> None:
         dataset = widgets.pick_data(sha256s, "cka")
     request = Request("cka", sha256s, dataset, *widgets.pick_settings(sha256s, "cka", dataset))
     links.remember_request(request, a=chosen[0].sha256, b=chosen[1].sha256)
-    study = sources.find_study(request)
+    study = studies.find_study(request)
     if study is not None:
         draw(study, chosen, dataset)
         return

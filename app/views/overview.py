@@ -6,7 +6,8 @@ import streamlit as st
 
 from analysis import figures
 from analysis.study import Study
-from app import jobs, links, sources, texts, widgets
+from app import jobs, links, texts, widgets
+from app.sources import studies
 from auglocal.errors import WorkError
 
 MOST_MEGABYTES = 64
@@ -62,7 +63,7 @@ def draw_pictures(study: Study) -> None:
     left, right = widgets.side_by_side()
     with left:
         title = f"Linear CKA, {question.split} split, n = {question.samples:,}"
-        pair = sources.study_pair(study, *(entry.sha256 for entry in question.checkpoints[:2]))
+        pair = studies.study_pair(study, *(entry.sha256 for entry in question.checkpoints[:2]))
         widgets.chart(
             figures.cka_map(pair, title=title, row_label=labels[0], column_label=labels[1]),
             "overview-map",
@@ -110,7 +111,7 @@ def receive() -> None:
     if file is None:
         return
     try:
-        study = sources.keep_study(file.getvalue())
+        study = studies.keep_study(file.getvalue())
     except (ValueError, WorkError, OSError) as error:
         st.session_state["study_message"] = (False, jobs.sentence(error))
         return
@@ -141,9 +142,9 @@ st.markdown(
     "Two networks of one architecture, one trained end to end by backpropagation (BP), the other "
     "layer by layer with local losses (AugLocal): how do their layers differ?"
 )
-studies = sources.pairs()
-if studies:
-    study = pick(studies)
+found = studies.pairs()
+if found:
+    study = pick(found)
     words, pictures = st.container(), st.container()
     # The pictures go out first: the browser takes a second to load what draws them.
     with pictures:

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 import streamlit as st
 
 from analysis import figures
-from app import links, sources, texts, widgets
-from app.sources import CheckpointFile, Request
+from app import links, texts, widgets
+from app.sources import checkpoints, studies
+from app.sources.checkpoints import CheckpointFile
+from app.sources.studies import Request
 
 
 def pick(entries: Sequence[CheckpointFile]) -> list[CheckpointFile]:
     """Any number of checkpoints; a shipped pair at first."""
     by_sha256 = {entry.sha256: entry for entry in entries}
-    links.restore_checkpoints("models", sources.first_pair(entries), entries)
+    links.restore_checkpoints("models", checkpoints.first_pair(entries), entries)
     chosen = st.multiselect(
         "Checkpoints",
         list(by_sha256),
@@ -29,7 +31,7 @@ def pick(entries: Sequence[CheckpointFile]) -> list[CheckpointFile]:
     return [by_sha256[sha256] for sha256 in chosen]
 
 
-def draw(answers: Sequence[sources.ProbeAnswer], split: str) -> None:
+def draw(answers: Sequence[studies.ProbeAnswer], split: str) -> None:
     """The curves, what they are, and the numbers."""
     probes = [answer.probe for answer in answers]
     rules = {answer.probe.model: answer.rule for answer in answers}
@@ -49,7 +51,7 @@ def draw(answers: Sequence[sources.ProbeAnswer], split: str) -> None:
     draw_files(answers)
 
 
-def draw_files(answers: Sequence[sources.ProbeAnswer]) -> None:
+def draw_files(answers: Sequence[studies.ProbeAnswer]) -> None:
     """What to take away: the numbers as a table and the commands."""
     st.download_button(
         "Curves (CSV)",
@@ -67,7 +69,7 @@ def page() -> None:
     """Pick, get, draw."""
     st.title("Probes", anchor=False)
     with st.spinner("Opening checkpoints"):
-        entries, problems = sources.checkpoint_files()
+        entries, problems = checkpoints.checkpoint_files()
     widgets.show_problems(problems)
     if not entries:
         widgets.no_checkpoints()
@@ -86,10 +88,10 @@ def page() -> None:
     settings = widgets.pick_settings(sha256s, "probe", dataset)
     request = Request("probe", sha256s, dataset, *settings)
     links.remember_request(request, models=sha256s)
-    answers = sources.probes_of(request, chosen)
+    answers = studies.probes_of(request, chosen)
     missing = [entry for entry in chosen if entry.sha256 not in answers]
     if missing:
-        open_request = sources.narrowed(request, missing)
+        open_request = studies.narrowed(request, missing)
         names = " and ".join(entry.name for entry in missing)
         widgets.offer(open_request, missing, f"Probing {names}", "Run probes")
     if answers:

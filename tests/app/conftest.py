@@ -257,11 +257,11 @@ def figures_of():
 @pytest.fixture
 def wait_for_job():
     """Wait until no job runs."""
-    from app import sources
+    from app.sources import computing
 
     def wait() -> None:
         end = time.monotonic() + 60
-        while sources.registry().running() is not None:
+        while computing.registry().running() is not None:
             assert time.monotonic() < end, "the job does not end"
             time.sleep(0.02)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app import sources, texts
+from app import texts
+from app.sources import checkpoints
 
 
 def test_lists_shipped_checkpoints_with_what_they_say(open_app):
@@ -79,19 +80,19 @@ def test_a_checkpoint_can_be_used_for_a_comparison(open_app, sha256s):
 
 
 def test_the_number_of_uploads_is_bounded(monkeypatch, library, tmp_path, add_net):
-    monkeypatch.setattr(sources, "MOST_UPLOADS", 1)
+    monkeypatch.setattr(checkpoints, "MOST_UPLOADS", 1)
     for seed in (1, 2):
         add_net(tmp_path / f"{seed}.safetensors", "bp", seed)
-    sources.keep_upload("1.safetensors", (tmp_path / "1.safetensors").read_bytes())
-    sources.keep_upload("1.safetensors", (tmp_path / "1.safetensors").read_bytes())
+    checkpoints.keep_upload("1.safetensors", (tmp_path / "1.safetensors").read_bytes())
+    checkpoints.keep_upload("1.safetensors", (tmp_path / "1.safetensors").read_bytes())
     with pytest.raises(ValueError, match="already 1 uploaded"):
-        sources.keep_upload("2.safetensors", (tmp_path / "2.safetensors").read_bytes())
+        checkpoints.keep_upload("2.safetensors", (tmp_path / "2.safetensors").read_bytes())
 
 
 def test_the_size_of_uploads_is_bounded(monkeypatch, library):
-    monkeypatch.setattr(sources, "MOST_UPLOADED_BYTES", 10)
+    monkeypatch.setattr(checkpoints, "MOST_UPLOADED_BYTES", 10)
     with pytest.raises(ValueError, match="larger than"):
-        sources.keep_upload("x.safetensors", b"0" * 11)
+        checkpoints.keep_upload("x.safetensors", b"0" * 11)
 
 
 def test_plain_text_has_no_markdown_left():

@@ -9,7 +9,8 @@ import threading
 import pytest
 
 from analysis.errors import Cancelled
-from app import jobs, sources
+from app import jobs
+from app.sources import computing, studies
 
 
 def map_figure(figures):
@@ -151,7 +152,7 @@ def test_a_running_job_shows_progress_and_can_be_cancelled(open_app, wait_for_jo
 
         return steps
 
-    monkeypatch.setattr(sources, "_work", work)
+    monkeypatch.setattr(computing, "_work", work)
     app = open_app("compare")
     app.number_input(key="samples").set_value(16).run()
     app.button(key="run-cka").click().run()
@@ -170,7 +171,7 @@ def test_a_job_that_the_last_server_did_not_end_is_called_interrupted(open_app, 
     app = open_app("compare")
     app.number_input(key="samples").set_value(40).run()
     sha256s = (app.selectbox(key="a").value, app.selectbox(key="b").value)
-    key = sources.Request("cka", sha256s, "digits", 40, 0, 125).key
+    key = studies.Request("cka", sha256s, "digits", 40, 0, 125).key
     (library / "jobs").mkdir(parents=True)
     (library / "jobs" / f"{key}.json").write_text(
         '{"title": "t", "state": "running", "message": ""}'

@@ -6,7 +6,7 @@ import pytest
 from streamlit.runtime.state import QueryParamsProxy
 
 from app import links
-from app.sources import Request
+from app.sources.studies import Request
 
 
 @pytest.fixture

@@ -50,13 +50,12 @@ def test_only_missing_probes_are_computed(open_app, wait_for_job, figures_of, sh
 
 
 def _entries():
-    from app import sources
+    from app.sources import checkpoints
 
-    return sources.checkpoint_files()[0]
+    return checkpoints.checkpoint_files()[0]
 
 
 def test_probes_are_computed_in_a_job(open_app, wait_for_job, figures_of, monkeypatch):
-    from app import sources
 
     app = open_app("probes")
     app.number_input(key="samples").set_value(50).run()
@@ -69,7 +68,9 @@ def test_probes_are_computed_in_a_job(open_app, wait_for_job, figures_of, monkey
 
         return steps
 
-    monkeypatch.setattr(sources, "_work", work)
+    from app.sources import computing
+
+    monkeypatch.setattr(computing, "_work", work)
     app.button(key="run-probe").click().run()
     wait_for_job()
     app.run()

@@ -10,18 +10,19 @@ from dataclasses import replace
 import pytest
 
 from analysis.study import study_record
-from app import jobs, sources
+from app import jobs
+from app.sources import checkpoints, datasets, folders, studies
 
 
 def keep(request, study, save):
     """Keep a study as a job does."""
-    folder = sources.library_folder() / "studies"
+    folder = folders.library_folder() / "studies"
     folder.mkdir(parents=True, exist_ok=True)
     save(study, folder / f"{request.key}.study.json")
 
 
 def ask(sha256s, dataset):
-    return sources.Request("probe", tuple(sha256s), dataset, 1000, 0, 125)
+    return studies.Request("probe", tuple(sha256s), dataset, 1000, 0, 125)
 
 
 def test_probes_of_two_checkpoints_on_a_folder_are_found_for_each(
@@ -29,8 +30,8 @@ def test_probes_of_two_checkpoints_on_a_folder_are_found_for_each(
 ):
     request = ask(sha256s, f"imagefolder:{image_folder}")
     keep(request, make_study(sha256s), save)
-    entries, _ = sources.checkpoint_files()
-    assert set(sources.probes_of(request, entries)) == set(sha256s)
+    entries, _ = checkpoints.checkpoint_files()
+    assert set(studies.probes_of(request, entries)) == set(sha256s)
 
 
 def test_a_result_on_a_folder_is_not_found_once_an_image_changed(
@@ -40,17 +41,17 @@ def test_a_result_on_a_folder_is_not_found_once_an_image_changed(
     shutil.copytree(image_folder, folder)
     request = ask(sha256s, f"imagefolder:{folder}")
     keep(request, make_study(sha256s), save)
-    assert sources.find_study(request) is not None
+    assert studies.find_study(request) is not None
     image = next((folder / "test" / "dark").iterdir())
     os.utime(image, ns=(1, 1))
-    sources._folder_fingerprint.clear()
-    assert sources.find_study(request) is None
+    datasets._folder_fingerprint.clear()
+    assert studies.find_study(request) is None
 
 
 def test_a_folder_without_training_images_is_missing(image_folder, tmp_path):
-    assert not sources.is_missing_folder(f"imagefolder:{image_folder}")
-    assert sources.is_missing_folder(f"imagefolder:{tmp_path}")
-    assert not sources.is_missing_folder("digits")
+    assert not datasets.is_missing_folder(f"imagefolder:{image_folder}")
+    assert datasets.is_missing_folder(f"imagefolder:{tmp_path}")
+    assert not datasets.is_missing_folder("digits")
 
 
 def test_the_command_names_the_folder_as_it_is_here(make_study):
@@ -59,28 +60,28 @@ def test_the_command_names_the_folder_as_it_is_here(make_study):
     command = "python -m analysis cka a b --dataset imagefolder:images --seed 0"
     provenance = replace(study.provenance, command=command)
     study = replace(study, question=question, provenance=provenance)
-    here = sources.command_of(study, "imagefolder:/my images")
+    here = studies.command_of(study, "imagefolder:/my images")
     assert here == "python -m analysis cka a b --dataset 'imagefolder:/my images' --seed 0"
 
 
 def test_an_upload_that_is_here_already_is_not_kept_again(shipped, library):
     path = next(shipped.glob("bp-net.safetensors"))
-    entry = sources.keep_upload("another-name.safetensors", path.read_bytes())
+    entry = checkpoints.keep_upload("another-name.safetensors", path.read_bytes())
     assert entry.name == "bp-net"
     assert not (library / "checkpoints").exists()
 
 
 def test_a_study_made_elsewhere_is_kept_and_shown(make_study, library):
     study = make_study()
-    sources.keep_study(json.dumps(study_record(study)).encode())
+    studies.keep_study(json.dumps(study_record(study)).encode())
     assert len(list((library / "studies").glob("*.study.json"))) == 1
-    assert study.title in [pair.title for pair in sources.pairs()]
+    assert study.title in [pair.title for pair in studies.pairs()]
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[" * 100_000, b'{"format": "auglocal-study"}'])
 def test_anything_else_is_no_study(content, library):
     with pytest.raises(ValueError, match="The file"):
-        sources.keep_study(content)
+        studies.keep_study(content)
     assert list((library / "studies").iterdir()) == []
 
 

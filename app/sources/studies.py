@@ -1,0 +1,241 @@
+"""Studies on this machine, and which of them answers a question; read without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from analysis.cka import CKAPair
+from analysis.errors import InputError
+from analysis.probes import ProbeResult
+from analysis.request import StudyRequest
+from analysis.study import Study, StudyCheckpoint, load_study
+from app.sources import datasets, folders
+from auglocal.errors import writing
+from auglocal.files import write_whole
+
+if TYPE_CHECKING:
+    from app.sources.checkpoints import CheckpointFile
+
+
+DEFAULTS = {item.name: item.default for item in fields(StudyRequest)}
+# What makes two answers of a measure differ, beside checkpoints and images.
+OPTIONS_OF = {
+    "cka": ("kernel", "bandwidth", "estimator", "pooling"),
+    "probe": ("penalty", "penalties", "probe_pooling"),
+    "geometry": ("probe_pooling",),
+}
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A study on this machine, and whether it came with the project."""
+
+    path: Path
+    shipped: bool
+    study: Study
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a page asks: some checkpoints, some images, one measure, and its options.
+
+    Attributes:
+        measure: of `analysis.request.MEASURES`.
+        sha256s: checksums of the checkpoints' files; their order does not matter.
+        dataset, samples, seed, split: the images, as in `analysis.request.StudyRequest`.
+        batch_size: of CKA; as asked, a run may take smaller ones.
+        ceiling: checksum of the network that should be alike, None for none.
+        floor: seed of the untrained network that should not be alike, None for none.
+        options: other fields of `StudyRequest` that are not at their default, sorted by name.
+    """
+
+    measure: str
+    sha256s: tuple[str, ...]
+    dataset: str
+    samples: int
+    seed: int
+    batch_size: int
+    split: str = "test"
+    ceiling: str | None = None
+    floor: int | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """A name for this question that depends on the contents of the files only."""
+        values = {**asdict(self), "sha256s": sorted(set(self.sha256s))}
+        text = json.dumps(values, sort_keys=True)
+        return datasets.folder_prefix(self.dataset) + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def option(self, name: str) -> Any:
+        """The value of one of `StudyRequest`'s fields."""
+        return dict(self.options).get(name, DEFAULTS[name])
+
+
+def keep_study(content: bytes) -> Study:
+    """Check a study made elsewhere and keep a copy named by its checksum.
+
+    Raises:
+        ValueError: not a study that can be read; one sentence.
+        auglocal.errors.WorkError: the copy cannot be written.
+    """
+    folder = folders.library_folder() / "studies"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    candidate = folder / f"{hashlib.sha256(content).hexdigest()}.candidate"
+    try:
+        write_whole(candidate, content)
+        study = load_study(candidate)
+        candidate.replace(candidate.with_suffix(".study.json"))
+    except ValueError as error:
+        raise InputError(str(error).replace(candidate.name, "The file")) from error
+    finally:
+        candidate.unlink(missing_ok=True)
+    return study
+
+
+def study_files() -> list[StudyFile]:
+    """All studies that can be read, shipped ones first; damaged ones are left out."""
+    shipped = sorted(folders.shipped_folder().glob("*.study.json"))
+    computed = sorted((folders.library_folder() / "studies").glob("*.study.json"))
+    found = []
+    for path in (*shipped, *computed):
+        with contextlib.suppress(ValueError, OSError):
+            found.append(StudyFile(path, path in shipped, _read_study(*folders.stamp(path))))
+    return found
+
+
+@st.cache_resource(max_entries=128, show_spinner=False)
+def _read_study(path: str, size: int, changed: int) -> Study:
+    """Read a study; cached by path, size and time of change."""
+    return load_study(path)
+
+
+def pairs() -> list[Study]:
+    """Studies that the overview can show: CIFAR-10 before digits before others."""
+    pairs = [
+        file.study
+        for file in study_files()
+        if file.study.cka and len(file.study.cka.models) > 1 and file.study.probes
+    ]
+    order = {"CIFAR-10 (JPEG)": 0, "scikit-learn digits": 1}
+    return sorted(pairs, key=lambda study: order.get(study.question.dataset_title, 2))
+
+
+def find_study(request: Request) -> Study | None:
+    """A study on this machine that answers a request, without computing anything."""
+    for file in study_files():
+        if file.path.name == f"{request.key}.study.json" or _answers(file, request):
+            return file.study
+    return None
+
+
+def _answers(file: StudyFile, request: Request) -> bool:
+    """Whether a study holds the answers, on the same images."""
+    question = file.study.question
+    asked = (request.samples, request.seed, request.split)
+    if asked != (question.samples, question.seed, question.split):
+        return False
+    is_folder = request.dataset.startswith(datasets.FOLDER_PREFIX)
+    if is_folder and not file.shipped:
+        # A folder may change on disk: its contents are in the file's name.
+        if not file.path.name.startswith(datasets.folder_prefix(request.dataset)):
+            return False
+    elif request.dataset != question.dataset:
+        return False
+    if not _has_references(file.study, request) or not _has_options(file.study, request):
+        return False
+    return holds(file.study, request.sha256s, request.measure)
+
+
+def _has_references(study: Study, request: Request) -> bool:
+    """Whether the ceiling and the floor that were asked for are there; more do no harm."""
+    by_role = {entry.role: entry for entry in study.question.checkpoints if entry.role}
+    ceiling, floor = by_role.get("ceiling"), by_role.get("floor")
+    if request.ceiling is not None and (ceiling is None or ceiling.sha256 != request.ceiling):
+        return False
+    return request.floor is None or (floor is not None and floor.seed == request.floor)
+
+
+def _has_options(study: Study, request: Request) -> bool:
+    """Whether the measure was computed as asked."""
+    question = study.question
+    if request.measure == "cka" and question.batch_size != request.batch_size:
+        return False
+    for name in OPTIONS_OF.get(request.measure, ()):
+        is_idle = name == "bandwidth" and request.option("kernel") != "rbf"
+        if not is_idle and getattr(question, name) != request.option(name):
+            return False
+    return True
+
+
+def holds(study: Study, sha256s: Sequence[str], measure: str) -> bool:
+    """Whether a study holds a measure of all of these checkpoints."""
+    if not set(sha256s) <= {checkpoint.sha256 for checkpoint in study.question.checkpoints}:
+        return False
+    if measure == "cka":
+        return study.cka is not None
+    if measure in ("probe", "geometry"):
+        results = study.probes if measure == "probe" else study.geometry
+        names = {study_checkpoint(study, sha256).name for sha256 in sha256s}
+        return bool(results) and names <= {result.model for result in results}
+    return any(entry.result.measure == measure for entry in study.similarity)
+
+
+def studies_of(sha256s: Sequence[str], measure: str) -> list[Study]:
+    """Studies that hold all of these checkpoints and this measure, whatever the images."""
+    return [file.study for file in study_files() if holds(file.study, sha256s, measure)]
+
+
+def command_of(study: Study, dataset: str) -> str:
+    """The command that redoes a study, with the path of an image folder as it is here."""
+    stored, here = (shlex.quote(name) for name in (study.question.dataset, dataset))
+    return study.provenance.command.replace(f"--dataset {stored} ", f"--dataset {here} ")
+
+
+def study_checkpoint(study: Study, sha256: str) -> StudyCheckpoint:
+    """A checkpoint of a study by its checksum."""
+    return next(entry for entry in study.question.checkpoints if entry.sha256 == sha256)
+
+
+def study_pair(study: Study, sha256_a: str, sha256_b: str) -> CKAPair:
+    """The similarities of two checkpoints of a study, by their checksums."""
+    if study.cka is None:
+        raise ValueError("this study has no CKA")
+    names = [study_checkpoint(study, sha256).name for sha256 in (sha256_a, sha256_b)]
+    return study.cka.pair(*names)
+
+
+@dataclass(frozen=True)
+class ProbeAnswer:
+    """The probes of one checkpoint, its rule, and the study that holds them."""
+
+    probe: ProbeResult
+    rule: str
+    study: Study
+
+
+def probes_of(request: Request, entries: Sequence[CheckpointFile]) -> dict[str, ProbeAnswer]:
+    """The probes on this machine that a request asks for, by checksum; from any of the studies."""
+    found: dict[str, ProbeAnswer] = {}
+    for entry in entries:
+        study = find_study(narrowed(request, [entry]))
+        if study is not None:
+            name = study_checkpoint(study, entry.sha256).name
+            probe = replace(study.probe(name), model=entry.name)
+            found[entry.sha256] = ProbeAnswer(probe, entry.rule, study)
+    return found
+
+
+def narrowed(request: Request, entries: Sequence[CheckpointFile]) -> Request:
+    """The same question about some of its checkpoints."""
+    return replace(request, sha256s=tuple(entry.sha256 for entry in entries))
