@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from analysis.commands.dynamics import add_dynamics
 from analysis.commands.inspect import add_inspect
 from analysis.commands.measure import add_measures
+from analysis.commands.predict import add_predict
 from analysis.commands.report import add_report
 from analysis.commands.shared import (
     DONE,
@@ -40,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = Parser(prog=PROGRAM, description="Compare the layers of trained networks.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add_command in (add_inspect, add_measures, add_dynamics, add_report):
+    for add_command in (add_inspect, add_predict, add_measures, add_dynamics, add_report):
         add_command(commands)
     return parser
 

@@ -1,0 +1,124 @@
+"""`python -m analysis predict FILE IMAGE...`: what a network sees in image files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import InputError
+
+TOP = 5
+
+
+def add_predict(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "predict",
+        help="the classes and probabilities of image files",
+        description="Classify image files by a network's own classifier. Images of another size "
+        "are scaled to the network's by their shorter side, and the middle is cut out.",
+    )
+    parser.set_defaults(command=run_predict)
+    parser.add_argument("checkpoint", type=Path, metavar="FILE", help="weights of a network")
+    parser.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them"
+    )
+    parser.add_argument(
+        "--mean",
+        type=_numbers,
+        metavar="R,G,B",
+        help="of pixel values in [0, 1], by channel (default: the file's)",
+    )
+    parser.add_argument(
+        "--std", type=_numbers, metavar="R,G,B", help="their deviation (default: the file's)"
+    )
+    parser.add_argument("--top", type=int, default=TOP, help="classes shown an image (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def run_predict(options: argparse.Namespace) -> None:
+    """Print the classes of every image."""
+    from analysis.image_files import find_images  # torch: not for --help
+
+    if options.top < 1:
+        raise InputError(f"--top must be at least 1, not {options.top}; give another.")
+    document = predict(
+        options.checkpoint,
+        find_images(options.images),
+        mean=options.mean,
+        std=options.std,
+        top=options.top,
+    )
+    if options.json:
+        print(json.dumps(document))
+        return
+    for image in document["images"]:
+        parts = [f"{entry['class']} {entry['probability']:.1%}" for entry in image["top"]]
+        print(f"{image['file']}: {', '.join(parts)}")
+
+
+def predict(
+    checkpoint: Path,
+    images: list[Path],
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    top: int = TOP,
+) -> dict[str, Any]:
+    """Classify image files.
+
+    Args:
+        checkpoint: any file that `analysis.models.open_model` opens.
+        images: files.
+        mean: of pixel values in [0, 1], by channel; None takes the file's.
+        std: likewise.
+        top: classes listed an image, most probable first.
+
+    Returns:
+        {"classes": K names, "images": [{"file", "logits" (K), "probabilities" (K), "top":
+        [{"class", "probability"}]}]}.
+
+    Raises:
+        InputError: the network or an image cannot be opened, or the numbers do not fit.
+    """
+    import torch
+
+    from analysis.image_files import read_image
+    from analysis.models import open_model
+    from analysis.preprocessing import logits_of, with_preprocessing
+
+    model = open_model(checkpoint)
+    metadata = model.metadata
+    if mean is not None or std is not None:
+        channels = metadata.input_size[0]
+        model = with_preprocessing(
+            model,
+            metadata.mean if mean is None else mean * (channels if len(mean) == 1 else 1),
+            metadata.std if std is None else std * (channels if len(std) == 1 else 1),
+        )
+    batch = torch.stack([read_image(path, metadata.input_size) for path in images])
+    logits = torch.from_numpy(logits_of(model, batch))
+    classes = list(metadata.classes) or [str(index) for index in range(logits.shape[1])]
+    rows = []
+    for path, row in zip(images, logits, strict=True):
+        probabilities = row.double().softmax(dim=0)
+        best = probabilities.topk(min(top, len(classes)))
+        rows.append(
+            {
+                "file": str(path),
+                "logits": row.tolist(),
+                "probabilities": probabilities.tolist(),
+                "top": [
+                    {"class": classes[index], "probability": probability}
+                    for probability, index in zip(best.values.tolist(), best.indices.tolist())
+                ],
+            }
+        )
+    return {"classes": classes, "images": rows}
