@@ -11,13 +11,20 @@ from __future__ import annotations
 import html
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
+
+from analysis.rule_styles import OTHER_RULE as OTHER_RULE
+from analysis.rule_styles import RULE_STYLES as RULE_STYLES
+from analysis.rule_styles import RULE_TITLES as RULE_TITLES
+from analysis.rule_styles import Style as Style
+from analysis.rule_styles import checkpoint_label as checkpoint_label
+from analysis.rule_styles import checkpoint_styles as checkpoint_styles
+from analysis.rule_styles import rule_title as rule_title
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Bounds = tuple[FloatArray, FloatArray, FloatArray]
@@ -37,41 +44,6 @@ HEIGHT = 500
 LOW_HEIGHT = 320
 """Pixels of a figure that stands alone over the whole width."""
 
-
-@dataclass(frozen=True)
-class Style:
-    """How the curves of one checkpoint are drawn.
-
-    Args:
-        colour: Hexadecimal colour of the learning rule.
-        dash: Plotly's name of the dash.
-        symbol: Plotly's name of the marker.
-    """
-
-    colour: str
-    dash: str
-    symbol: str
-
-
-# Colours of Okabe and Ito; dash and marker tell rules apart where colour alone does not.
-RULE_STYLES: dict[str, Style] = {
-    "bp": Style("#0072B2", "solid", "circle"),
-    "auglocal": Style("#D55E00", "dash", "square"),
-    "dgl": Style("#009E73", "dot", "diamond"),
-    "predsim": Style("#CC79A7", "dashdot", "triangle-up"),
-    "infopro": Style("#E69F00", "longdash", "cross"),
-    "linear": Style("#56B4E9", "longdashdot", "star"),
-}
-RULE_TITLES: dict[str, str] = {
-    "bp": "BP",
-    "auglocal": "AugLocal",
-    "dgl": "DGL",
-    "predsim": "PredSim",
-    "infopro": "InfoPro",
-    "linear": "Linear",
-}
-OTHER_RULE = Style("#8A8A8A", "longdashdot", "x")
-REPEATED_DASHES = ("dot", "dashdot", "longdash", "longdashdot")
 NO_REASON = "no reason was kept"
 NEUTRAL = "#6E8290"
 FAINT = "rgba(128, 140, 148, 0.55)"
@@ -82,42 +54,6 @@ MOST_TICKS = 10  # names along an axis; more would touch
 def text(value: object) -> str:
     """Text as plotly shows it and no more: no tags, no links."""
     return html.escape(str(value), quote=False)
-
-
-def rule_title(rule: str) -> str:
-    """The name of a rule as people write it; an unknown rule is shown as it is."""
-    return RULE_TITLES.get(rule, rule)
-
-
-def checkpoint_label(rule: str, name: str) -> str:
-    """Rule and checkpoint as axes and legends name them; plain text, not yet escaped."""
-    return f"{rule_title(rule)}, {name}" if rule not in ("", name) else name
-
-
-def checkpoint_styles(rules: Mapping[str, str]) -> dict[str, Style]:
-    """A style for each checkpoint: the colour of its rule, told apart within a rule by dash.
-
-    Args:
-        rules: The rule by checkpoint name, in the order of drawing.
-
-    Returns:
-        The style by checkpoint name.
-    """
-    styles: dict[str, Style] = {}
-    seen: dict[str, int] = {}
-    for name, rule in rules.items():
-        repeat = seen.get(rule, 0)
-        seen[rule] = repeat + 1
-        styles[name] = _repeated(RULE_STYLES.get(rule, OTHER_RULE), repeat)
-    return styles
-
-
-def _repeated(style: Style, repeat: int) -> Style:
-    """The style of the second, third, ... checkpoint of the same rule: other dash, open marker."""
-    if repeat == 0:
-        return style
-    dashes = [dash for dash in REPEATED_DASHES if dash != style.dash]
-    return Style(style.colour, dashes[(repeat - 1) % len(dashes)], f"{style.symbol}-open")
 
 
 def with_interval(value: float, low: float, high: float, *, form: str = ".3f") -> str:
