@@ -1,7 +1,7 @@
 """A study in, a small picture of it out: SVG text that a browser draws without any library.
 
-Lines and letters take the colour of the page around them (`currentColor`), so that the picture fits
-a light and a dark one. Names come from files and are escaped.
+Lines and letters take the colour of the page around them (`currentColor`) unless another is given.
+Names come from files and are escaped.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 WIDTH, HEIGHT = 300, 190  # of one panel, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 34, 8, 26, 24
 LETTERS = 11
+FONTS = "system-ui, Segoe UI, Roboto, Helvetica, Arial, sans-serif"
 # By Plotly's names: lengths of strokes and gaps.
 DASHES = {
     "solid": "",
@@ -56,7 +57,7 @@ class Panel:
     curves: Sequence[Curve]
 
 
-def study_thumbnail(study: Study) -> str:
+def study_thumbnail(study: Study, ink: str = "currentColor") -> str:
     """Draw what a study says, each measure it holds as a panel.
 
     Similarity of layers at the same depth with the first network, and accuracy of linear probes;
@@ -64,12 +65,13 @@ def study_thumbnail(study: Study) -> str:
 
     Args:
         study: of any measures.
+        ink: colour of letters and axes; a picture shown as a file does not know the page's.
 
     Returns:
         an SVG element; empty text where there is nothing that a panel could show.
     """
     panels = [panel for panel in (_similarity_panel(study), _probe_panel(study)) if panel.curves]
-    return draw_panels(panels) if panels else ""
+    return draw_panels(panels).replace("currentColor", ink) if panels else ""
 
 
 def _similarity_panel(study: Study) -> Panel:
@@ -132,7 +134,7 @@ def draw_panels(panels: Sequence[Panel]) -> str:
     """Draw panels side by side, with one legend a panel.
 
     Returns:
-        an SVG element that is as wide as its place, and at most as wide as three panels.
+        an SVG element.
     """
     rows = max(len(panel.curves) for panel in panels)
     height = HEIGHT + 16 * math.ceil(rows / 2)
@@ -144,8 +146,8 @@ def draw_panels(panels: Sequence[Panel]) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{label}" style="width:100%;max-width:{width * 1.5:.0f}px;height:auto" '
-        f'font-family="inherit" font-size="{LETTERS}" fill="currentColor">{body}</svg>'
+        f'aria-label="{label}" width="{width}" height="{height}" '
+        f'font-family="{FONTS}" font-size="{LETTERS}" fill="currentColor">{body}</svg>'
     )
 
 

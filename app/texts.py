@@ -46,6 +46,13 @@ def checkpoint_title(entry: StudyCheckpoint) -> str:
     return rule_title(entry.rule)
 
 
+def study_heading(study: Study) -> str:
+    """What a study is about: its images and its backbones."""
+    compared = [entry for entry in study.question.checkpoints if not entry.role]
+    backbones = " and ".join(dict.fromkeys(entry.architecture for entry in compared))
+    return f"{study.question.dataset_title}, {backbones}"
+
+
 def titles(study: Study) -> list[str]:
     """What to call the checkpoints of a study in a sentence: rules, or names if rules repeat."""
     rules = [rule_title(entry.rule) for entry in study.question.checkpoints]

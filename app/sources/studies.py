@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from app.sources.checkpoints import CheckpointFile
 
 
+OPENED_NAME = 64  # letters: a study from elsewhere is named by its whole checksum
 DEFAULTS = {item.name: item.default for item in fields(StudyRequest)}
 # What makes two answers of a measure differ, beside checkpoints and images.
 OPTIONS_OF = {
@@ -121,14 +122,35 @@ def _read_study(path: str, size: int, changed: int) -> Study:
 
 
 def pairs() -> list[Study]:
-    """Studies that the overview can show: CIFAR-10 before digits before others."""
-    pairs = [
+    """Studies of two networks or more with CKA and probes: CIFAR-10 before digits before others."""
+    return [
         file.study
-        for file in study_files()
-        if file.study.cka and len(file.study.cka.models) > 1 and file.study.probes
+        for file in cards()
+        if file.study.cka and len(file.study.models) > 1 and file.study.probes
     ]
+
+
+def cards() -> list[StudyFile]:
+    """Studies that a picture can be drawn of, shipped and opened ones, not answers to a question.
+
+    CIFAR-10 before digits before others.
+    """
     order = {"CIFAR-10 (JPEG)": 0, "scikit-learn digits": 1}
-    return sorted(pairs, key=lambda study: order.get(study.question.dataset_title, 2))
+    found = [
+        file
+        for file in study_files()
+        if (file.shipped or len(file.path.name.split(".")[0]) == OPENED_NAME)
+        and (file.study.probes or (file.study.cka and len(file.study.models) > 1))
+    ]
+    return sorted(found, key=lambda file: order.get(file.study.question.dataset_title, 2))
+
+
+def short_key(study: Study) -> str:
+    """A short name of a study that differs from those of other questions."""
+    question = study.question
+    values = [question.images_sha256, question.measures, question.batch_size, study.title]
+    values += [entry.sha256 for entry in question.checkpoints]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 
 def find_study(request: Request) -> Study | None:

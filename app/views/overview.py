@@ -1,96 +1,59 @@
-"""The first page: a pair of networks, what is seen in it, its map and its probe curves."""
+"""What this is, and what its studies show: a card each, drawn from files before anything loads."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-from analysis import figures
 from analysis.study import Study
+from analysis.thumbnails import study_thumbnail
 from app import jobs, links, texts, widgets
 from app.sources import studies
 from auglocal.errors import WorkError
 
-MOST_MEGABYTES = 64
+MOST_MEGABYTES = 256
+INK = {"light": "#2B3A42", "dark": "#D7DFE3"}
+# Where a study's measures are drawn in full: measure, page, the button's words.
+WAYS_ON = {
+    "cka": ("views/compare.py", "Compare layer by layer"),
+    "probe": ("views/probes.py", "Probes"),
+}
 
 
-def _distinct(titles: list[str], studies: list[Study]) -> list[str]:
-    """The data of each study; with its title, and then a number, where others have the same."""
-    names: list[str] = []
-    for title, study in zip(titles, studies, strict=True):
-        name = title if titles.count(title) == 1 else f"{title}: {study.title}"
-        count = sum(other == name or other.startswith(f"{name} (") for other in names)
-        names.append(name if count == 0 else f"{name} ({count + 1})")
-    return names
-
-
-def pick(studies: list[Study]) -> Study:
-    """One of the pairs; no box where there is only one."""
-    if len(studies) == 1:
-        return studies[0]
-    titles = [study.question.dataset_title for study in studies]
-    names = dict(zip(_distinct(titles, studies), studies, strict=True))
-    links.restore("pair", next(iter(names)), lambda text: text if text in names else None)
-    if st.session_state["pair"] not in names:
-        st.session_state["pair"] = next(iter(names))
-    chosen = st.selectbox("Networks trained on", list(names), key="pair", width=320)
-    links.remember(pair=chosen)
-    return names[chosen]
+def draw_card(file: studies.StudyFile) -> None:
+    """One study: what it is about, what is seen, its picture, and the ways on."""
+    study = file.study
+    with st.container(border=True, key=f"card-{file.path.name.split('.')[0]}"):
+        st.subheader(texts.plain(texts.study_heading(study)), anchor=False)
+        words, picture = widgets.side_by_side()
+        with words:
+            draw_accuracies(study)
+            st.markdown(texts.seen_in(study))
+            draw_ways_on(study)
+        with picture:
+            picture_of = study_thumbnail(study, INK[st.context.theme.type or "light"])
+            st.image(picture_of, width="stretch")
 
 
 def draw_accuracies(study: Study) -> None:
-    """Accuracy of each network, with the data it was measured on."""
+    """Accuracy of each network that is compared, with the images it was measured on."""
     with st.container(horizontal=True, gap="large"):
-        for entry, title in zip(study.question.checkpoints, texts.titles(study), strict=True):
+        titles = texts.titles(study)
+        for entry, title in zip(study.question.checkpoints, titles, strict=True):
             if entry.role:
                 continue
             accuracy = entry.accuracy
             value = texts.percent(accuracy["value"]) if accuracy else "not measured"
             images = f", {accuracy['samples']:,} {accuracy['split']} images" if accuracy else ""
             st.metric(
-                f"{texts.plain(title)}, accuracy on {texts.plain(entry.dataset)}",
+                f"{texts.plain(title)}, accuracy",
                 value,
                 help=texts.plain(f"{entry.name}, {entry.architecture}{images}"),
                 width="content",
             )
 
 
-def draw_pictures(study: Study) -> None:
-    """The map and the probe curves, side by side where there is room."""
-    question = study.question
-    labels = [
-        figures.checkpoint_label(entry.rule, entry.name) for entry in question.checkpoints[:2]
-    ]
-    left, right = widgets.side_by_side()
-    with left:
-        title = f"Linear CKA, {question.split} split, n = {question.samples:,}"
-        pair = studies.study_pair(study, *(entry.sha256 for entry in question.checkpoints[:2]))
-        widgets.chart(
-            figures.cka_map(pair, title=title, row_label=labels[0], column_label=labels[1]),
-            "overview-map",
-            f"Map of similarities between the layers of {labels[0]} and {labels[1]}",
-        )
-        st.caption(
-            "Each cell compares a layer of one network with a layer of the other on the same "
-            "images: 1 is the same up to rotation and scale, about 0 is unrelated."
-        )
-    with right:
-        rules = {entry.name: entry.rule for entry in question.checkpoints}
-        probes = [study.probe(name) for name in study.models]
-        title = f"Linear probes, {question.split} split, n = {study.probes[0].test_samples:,}"
-        widgets.chart(
-            figures.probe_curves(probes, rules, title=title),
-            "overview-probes",
-            "Accuracy of linear probes by depth",
-        )
-        st.caption(
-            "How well a linear classifier reads the class from each layer. Dotted lines: each "
-            "network's own classifier; thin dotted curves and open markers, where the study has "
-            "them: nearest neighbours and auxiliary networks."
-        )
-
-
 def draw_ways_on(study: Study) -> None:
-    """Buttons to the pages that go deeper, with this pair picked."""
+    """Buttons to the pages that show it in full, with its networks and images chosen."""
     sha256s = [entry.sha256 for entry in study.question.checkpoints if not entry.role]
     settings = {
         "data": study.question.dataset,
@@ -99,10 +62,13 @@ def draw_ways_on(study: Study) -> None:
         "batch_size": study.question.batch_size,
     }
     with st.container(horizontal=True):
-        if st.button("Compare layer by layer", type="primary"):
-            links.go("views/compare.py", a=sha256s[0], b=sha256s[1], **settings)
-        if st.button("Probes of more checkpoints"):
-            links.go("views/probes.py", models=sha256s, **settings)
+        for measure, (page, label) in WAYS_ON.items():
+            if not studies.holds(study, sha256s, measure):
+                continue
+            kind = "primary" if measure == "cka" else "secondary"
+            if st.button(label, type=kind, key=f"{measure}-{studies.short_key(study)}"):
+                chosen = {"a": sha256s[0], "b": sha256s[1 if len(sha256s) > 1 else 0]}
+                links.go(page, **chosen, models=sha256s, **settings)
 
 
 def receive() -> None:
@@ -115,10 +81,7 @@ def receive() -> None:
     except (ValueError, WorkError, OSError) as error:
         st.session_state["study_message"] = (False, jobs.sentence(error))
         return
-    st.session_state["study_message"] = (
-        True,
-        f"Kept: {study.title}. Choose it under “Networks trained on”.",
-    )
+    st.session_state["study_message"] = (True, f"Kept: {study.title}. Its card is above.")
 
 
 def draw_upload() -> None:
@@ -130,34 +93,31 @@ def draw_upload() -> None:
             key="study-upload",
             on_change=receive,
             max_upload_size=MOST_MEGABYTES,
-            help="With CKA and probes of two networks or more; a copy stays on this machine.",
+            help="With CKA of two networks or more, or probes; a copy stays on this machine.",
         )
         accepted, message = st.session_state.pop("study_message", (True, ""))
         if message:
             (st.success if accepted else st.error)(texts.plain(message))
 
 
-st.title("BP and AugLocal, layer by layer", anchor=False)
+st.title("Layer by layer", anchor=False)
 st.markdown(
-    "Two networks of one architecture, one trained end to end by backpropagation (BP), the other "
-    "layer by layer with local losses (AugLocal): how do their layers differ?"
+    "What do networks learn when no error is propagated through them end to end? Here each hidden "
+    "layer has a small auxiliary network and a local loss of its own (AugLocal and other rules); "
+    "backpropagation (BP) is what they are compared with."
 )
-found = studies.pairs()
+found = studies.cards()
+for card in found:
+    draw_card(card)
 if found:
-    study = pick(found)
-    words, pictures = st.container(), st.container()
-    # The pictures go out first: the browser takes a second to load what draws them.
-    with pictures:
-        draw_pictures(study)
-    with words:
-        draw_accuracies(study)
-        st.markdown(texts.seen_in(study))
-    st.caption(texts.IMAGES_NOTE)
-    draw_ways_on(study)
+    st.caption(
+        "CKA: 1 is the same up to rotation and scale, about 0 is unrelated. Linear probes: how "
+        f"well the class can be read from a layer. {texts.IMAGES_NOTE}"
+    )
 else:
     widgets.empty_state(
         "No study yet",
-        "A study of two checkpoints in the folder `checkpoints/` appears here. Upload checkpoints "
-        "on the page Checkpoints, or train a pair with `python -m auglocal train`.",
+        "A study of checkpoints in the folder `checkpoints/` appears here. Upload checkpoints on "
+        "the page Checkpoints, or train a pair with `python -m auglocal train`.",
     )
 draw_upload()

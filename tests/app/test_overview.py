@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 
 
-def test_shows_accuracies_sentence_and_two_figures_of_a_shipped_pair(open_app, figures_of):
+def pictures_of(app):
+    images = [image for part in app.get("image") for image in part.proto.imgs]
+    prefix = "data:image/svg+xml;base64,"
+    return [base64.b64decode(image.url.removeprefix(prefix)).decode() for image in images]
+
+
+def test_shows_accuracies_sentence_and_picture_of_a_shipped_pair(open_app):
     app = open_app()
     assert not app.exception
     assert [metric.value for metric in app.metric] == ["90.0%", "90.0%"]
-    assert "scikit\\-learn digits" in app.metric[0].label
-    titles = [figure["layout"]["title"]["text"] for figure in figures_of(app)]
-    assert titles == ["Linear CKA, test split, n = 1,000", "Linear probes, test split, n = 1,000"]
+    assert app.subheader[0].value == "scikit\\-learn digits, resnet20"
+    (picture,) = pictures_of(app)
+    assert "CKA with BP, same depth" in picture
+    assert "Accuracy of linear probes" in picture
     assert any("not of training runs" in caption.value for caption in app.caption)
 
 
@@ -21,26 +29,38 @@ def test_shows_what_to_do_where_there_is_no_study(open_app, monkeypatch, tmp_pat
     app = open_app()
     assert not app.exception
     assert app.subheader[0].value == "No study yet"
-    assert not app.get("plotly_chart")
+    assert not pictures_of(app)
 
 
 def test_survives_a_damaged_study_beside_a_good_one(open_app, shipped):
     (shipped / "another.study.json").write_text("{")
     app = open_app()
     assert not app.exception
-    assert len(app.get("plotly_chart")) == 2
+    assert len(pictures_of(app)) == 1
 
 
-def test_puts_cifar_before_digits_and_lets_one_choose(open_app, shipped, make_study, save):
+def test_puts_cifar_before_digits(open_app, shipped, make_study, save):
     study = make_study(
         ["d" * 64, "e" * 64], dataset_title="CIFAR-10 (JPEG)", dataset="imagefolder:data/cifar"
     )
     save(study, shipped / "zz.study.json")
     app = open_app()
-    assert app.selectbox(key="pair").value == "CIFAR-10 (JPEG)"
-    app.selectbox(key="pair").set_value("scikit-learn digits").run()
-    assert "scikit\\-learn digits" in app.metric[0].label
-    assert app.query_params["pair"] == "scikit-learn digits"
+    assert len(pictures_of(app)) == 2
+    headings = [heading.value for heading in app.subheader]
+    assert headings[0].startswith("CIFAR\\-10")
+    assert headings[1].startswith("scikit\\-learn digits")
+
+
+def test_a_name_in_a_study_stays_text(open_app, shipped, make_study, save):
+    study = make_study(
+        ["d" * 64, "e" * 64], dataset_title="<img src=x onerror=alert(1)> [a](http://b)"
+    )
+    save(study, shipped / "zz.study.json")
+    app = open_app()
+    heading = next(part.value for part in app.subheader if "img" in part.value)
+    assert "\\<img" in heading
+    assert "\\[a\\]\\(" in heading
+    assert not any("<img" in picture for picture in pictures_of(app))
 
 
 def test_its_buttons_lead_to_the_same_pair(open_app):
@@ -50,12 +70,19 @@ def test_its_buttons_lead_to_the_same_pair(open_app):
     assert len(app.get("plotly_chart")) == 3
 
 
+def test_its_button_of_probes_picks_all_networks(open_app):
+    app = open_app()
+    next(button for button in app.button if button.label == "Probes").click().run()
+    assert app.title[0].value == "Probes"
+    assert len(app.multiselect(key="models").value) == 2
+
+
 def test_needs_neither_torch_nor_sklearn(shipped):
     program = (
         "import sys\n"
         "from streamlit.testing.v1 import AppTest\n"
         "app = AppTest.from_file('app/streamlit_app.py', default_timeout=60).run()\n"
-        "assert not app.exception and len(app.get('plotly_chart')) == 2, app\n"
+        "assert not app.exception and len(app.get('image')) == 1, app\n"
         "print(sorted({'torch', 'torchvision', 'sklearn', 'scipy'} & set(sys.modules)))\n"
     )
     done = subprocess.run(
