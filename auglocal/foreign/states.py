@@ -1,0 +1,241 @@
+"""Where the weights are in an object that was saved: which dictionaries of it are state dicts.
+
+In: what a pickle was read into. Out: the state dicts in it by name ("state_dict", "ema.model"), the
+likeliest first, and what stands beside them as plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from auglocal.foreign.limits import Limits
+from auglocal.foreign.refusal import Refusal
+from auglocal.foreign.tensors import RawTensor, Unsupported, View, read_view
+from auglocal.foreign.values import NumpyArray, Opaque
+
+# Names that people give to the weights, the likeliest first; those of a running average (EMA) come
+# after them.
+LIKELY = (
+    "state_dict model_state_dict model net network model_state module params weights backbone "
+    "encoder"
+).split()
+AVERAGES = ("ema", "averaged", "shadow", "swa")
+# What holds tensors of its own that are no weights: the states of optimizers and their like.
+NO_WEIGHTS = ("optim", "schedul", "scaler", "amp", "callback", "loops", "rng", "hparams", "metric")
+MAX_SEQUENCE = 16  # places of a list or tuple that may hold a state dict
+MAX_CONTAINERS = 10_000
+
+
+@dataclass(frozen=True)
+class State:
+    """One dictionary of tensors.
+
+    Attributes:
+        name: the keys that lead to it, joined by dots; "" for the whole object.
+        tensors: by key.
+        others: entries of it that are no tensors.
+    """
+
+    name: str
+    tensors: dict[Any, View | NumpyArray | Unsupported]
+    others: dict[Any, Any]
+
+
+def find_states(value: Any, limits: Limits) -> tuple[list[State], bool]:
+    """State dicts in an object, the likeliest first; and whether some of it lies too deep.
+
+    A dictionary is a state dict if at least half of it are tensors. Of those inside one another the
+    one with more tensors counts.
+    """
+    found: list[State] = []
+    too_deep = False
+    for path, content, is_too_deep in _dictionaries(value, limits):
+        too_deep = too_deep or is_too_deep
+        tensors = {
+            key: each
+            for key, each in content.items()
+            if isinstance(each, (View, NumpyArray, Unsupported))
+        }
+        if tensors and 2 * len(tensors) >= len(content) and not is_too_deep:
+            others = {key: each for key, each in content.items() if key not in tensors}
+            found.append(State(".".join(path), tensors, others))
+    kept = [state for state in found if not _is_lesser(state, found)]
+    order = {state.name: index for index, state in enumerate(kept)}
+    return sorted(kept, key=lambda state: (*_rank(state), order[state.name])), too_deep
+
+
+def _dictionaries(
+    value: Any, limits: Limits
+) -> Iterator[tuple[tuple[str, ...], dict[Any, Any], bool]]:
+    """Every dictionary reached through named entries: path, content, whether it lies too deep."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    seen: set[int] = set()
+    while waiting and len(seen) < MAX_CONTAINERS:
+        path, content = waiting.pop()
+        if id(content) in seen:
+            continue
+        seen.add(id(content))
+        if isinstance(content, dict):
+            if "param_groups" in content and "state" in content:  # of an optimizer
+                continue
+            yield path, content, len(path) > limits.depth
+        if len(path) <= limits.depth:
+            entries = [(key, each) for key, each in _entries(content) if _may_lead(key, limits)]
+            waiting.extend(((*path, key), each) for key, each in reversed(entries))
+
+
+def _entries(content: Any) -> list[tuple[Any, Any]]:
+    """What a container holds that may be a container."""
+    if isinstance(content, dict):
+        pairs = list(content.items())
+    else:
+        pairs = [(str(index), each) for index, each in enumerate(content[:MAX_SEQUENCE])]
+    return [(key, each) for key, each in pairs if isinstance(each, (dict, list, tuple))]
+
+
+def _may_lead(key: Any, limits: Limits) -> bool:
+    """Whether an entry of this name may hold weights."""
+    if not isinstance(key, str) or not 0 < len(key) <= limits.key_characters:
+        return False
+    return not key.lower().startswith(NO_WEIGHTS)
+
+
+def _is_lesser(state: State, all_states: list[State]) -> bool:
+    """Whether another one, inside or around it, has more tensors."""
+    return any(
+        len(other.tensors) > len(state.tensors)
+        and (_is_inside(state.name, other.name) or _is_inside(other.name, state.name))
+        for other in all_states
+    )
+
+
+def _is_inside(name: str, outer: str) -> bool:
+    return name != outer and (outer == "" or name.startswith(f"{outer}."))
+
+
+def _rank(state: State) -> tuple[bool, int, int]:
+    """How likely it is what is wanted: averages last, then by the name, then by size."""
+    parts = state.name.lower().split(".")
+    is_average = any(part.startswith(AVERAGES) or part.endswith("_ema") for part in parts)
+    likely = min((LIKELY.index(part) for part in parts if part in LIKELY), default=len(LIKELY))
+    return is_average, likely, -len(state.tensors)
+
+
+def complete_states(states: list[State]) -> list[State]:
+    """Those that may be of the same network as the first: at least half as many tensors."""
+    return [state for state in states if 2 * len(state.tensors) >= len(states[0].tensors)]
+
+
+def is_module(value: Any) -> bool:
+    """Whether an object is, or holds at its first level, a module pickled with its class."""
+    held = value.values() if isinstance(value, dict) else [value]
+    return any(
+        isinstance(each, Opaque)
+        and isinstance(each.state, dict)
+        and {"_parameters", "_modules"} <= each.state.keys()
+        for each in held
+    )
+
+
+# What stands beside the weights
+
+
+MAX_PLAIN = 2_000
+MAX_TEXT = 500
+MAX_NAME = 80
+
+
+def beside(value: Any, taken: list[State], limits: Limits) -> dict[str, Any]:
+    """Plain values beside the weights, cut to a size that a page can show.
+
+    Args:
+        value: the object that was saved.
+        taken: its state dicts, which are left out.
+        limits: for the depth.
+
+    Returns:
+        What can be written as JSON: texts, numbers, lists and dictionaries of them.
+    """
+    if not isinstance(value, dict):
+        return {}
+    roots = {state.name.split(".")[0] for state in taken}
+    entries = {
+        key: each
+        for key, each in value.items()
+        if key not in roots and not (isinstance(key, str) and key.lower().startswith("optim"))
+    }
+    plain = _Plain(limits).read(entries, 0)
+    return plain if isinstance(plain, dict) else {}
+
+
+class _Plain:
+    """Turns values into plain ones; counts them, since the same one may stand in many places."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.left = MAX_PLAIN
+
+    def read(self, value: Any, depth: int) -> Any:
+        """A value as plain ones; None for what is none or lies too deep."""
+        self.left -= 1
+        if isinstance(value, (View, NumpyArray)):
+            return self._number(value)
+        if isinstance(value, Opaque):
+            value = value.state if value.name == "argparse.Namespace" else None
+        if isinstance(value, (dict, list, tuple, set, frozenset)):
+            return self._container(value, depth) if depth < self.limits.depth else None
+        return _scalar(value)
+
+    def _container(self, value: Any, depth: int) -> Any:
+        """A dictionary or list, without what is empty when read."""
+        if isinstance(value, dict):
+            read: dict[str, Any] = {}
+            for key, each in value.items():
+                if self.left <= 0:
+                    break
+                plain = self.read(each, depth + 1)
+                if plain is not None and isinstance(key, (str, int)):
+                    read[_text(str(key)[:MAX_NAME])] = plain
+            return read or None
+        chosen = []
+        for each in value:
+            if self.left <= 0:
+                break
+            chosen.append(self.read(each, depth + 1))
+        return chosen if any(each is not None for each in chosen) else None
+
+    def _number(self, value: View | NumpyArray) -> Any:
+        """A tensor of one element as a number."""
+        view = value.view if isinstance(value, NumpyArray) else value
+        if view is None or view.dtype == "bfloat16" or view.shape not in ((), [], (1,), [1]):
+            return None
+        try:
+            return _scalar(_item(read_view("", view, self.limits)))
+        except Refusal:
+            return None
+
+
+def _item(tensor: RawTensor) -> Any:
+    """The one element."""
+    kind = "f" if tensor.dtype.startswith("F") else "u" if tensor.dtype.startswith("U") else "i"
+    if tensor.dtype == "BOOL":
+        return bool(tensor.data[0])
+    return tensor.data.view(f"<{kind}{len(tensor.data)}")[0].item()
+
+
+def _scalar(value: Any) -> Any:
+    """A text or number that JSON can hold; None for anything else."""
+    if isinstance(value, str):
+        return _text(value[:MAX_TEXT])
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return hex(value)[:MAX_NAME]
+    return value if isinstance(value, (bool, int, float)) else None
+
+
+def _text(text: str) -> str:
+    """A text that can be encoded."""
+    return text.encode("utf-8", "replace").decode("utf-8")
