@@ -38,7 +38,8 @@ DENIED_ROOTS = frozenset(
     "ftplib gc http idlelib imaplib inspect io joblib linecache mailcap marshal mmap "
     "multiprocessing operator _operator pdb pickle _pickle pip pkgutil platform poplib posixpath "
     "profile pydoc requests select shelve signal site smtplib ssl tarfile telnetlib tempfile test "
-    "threading _thread timeit trace turtle types unittest urllib venv xmlrpc zipfile zipimport".split()
+    "threading _thread timeit trace turtle types unittest urllib "
+    "venv xmlrpc zipfile zipimport".split()
 )
 TYPES = frozenset(
     "int float str bytes bool list dict tuple set frozenset object complex type bytearray slice "
@@ -232,17 +233,23 @@ def _bytes(meanings: Meanings, arguments: tuple[Any, ...]) -> bytes:
     return bytes(_raw(meanings, arguments[0]))
 
 
-def _parts(meanings: Meanings, arguments: tuple[Any, ...]) -> Any:
-    """A path, device or number as text: its parts, joined."""
-    if not all(isinstance(each, (str, int, float)) for each in arguments):
-        return Opaque("path")
-    text = "/".join(str(each) for each in arguments)
-    meanings.budget.charge_text(len(text))
-    return text
+def _joined(meanings: Meanings, arguments: tuple[Any, ...], separator: str) -> str:
+    """Texts and numbers as one text."""
+    if not all(isinstance(each, str) or type(each) is int for each in arguments):
+        raise TypeError("no texts")
+    meanings.budget.charge_text(sum(len(each) for each in arguments if isinstance(each, str)))
+    return separator.join(str(each) for each in arguments)
 
 
-def _device(meanings: Meanings, arguments: tuple[Any, ...]) -> Any:
-    return str(_parts(meanings, arguments)).replace("/", ":")
+def _path(meanings: Meanings, arguments: tuple[Any, ...]) -> str:
+    """A path as text; one from the root has it as its first part."""
+    joined = _joined(meanings, arguments, "/")
+    return joined[1:] if joined.startswith("//") else joined
+
+
+def _device(meanings: Meanings, arguments: tuple[Any, ...]) -> str:
+    """A device, its kind and index, as text; a memory layout likewise."""
+    return _joined(meanings, arguments, ":")
 
 
 def _attributes(meanings: Meanings, arguments: tuple[Any, ...]) -> Opaque:
@@ -394,13 +401,13 @@ CALLS: dict[str, Callable[[Meanings, tuple[Any, ...]], Any]] = {
     "argparse.Namespace": _attributes,
     "types.SimpleNamespace": _attributes,
     **{
-        f"pathlib.{kind}{name}": _parts
+        f"pathlib.{kind}{name}": _path
         for kind in ("", "Pure")
         for name in ("Path", "PosixPath", "WindowsPath")
     },
     "torch.Size": _sequence,
     "torch.device": _device,
-    "torch.serialization._get_layout": _parts,
+    "torch.serialization._get_layout": _device,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_with_type,

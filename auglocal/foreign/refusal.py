@@ -13,7 +13,7 @@ SAVE_FROM_TRUST = (
 )
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818 -- it says no; nothing went wrong
     """A file cannot be opened.
 
     Args:

@@ -178,4 +178,4 @@ def write_safetensors(
     text += b" " * (-len(text) % LENGTH_BYTES)
     yield len(text).to_bytes(LENGTH_BYTES, "little") + text
     for key in order:
-        yield memoryview(tensors[key].data)
+        yield tensors[key].data.data

@@ -7,8 +7,7 @@ from typing import Any
 
 from auglocal.foreign.limits import Limits
 from auglocal.foreign.refusal import Refusal
-from auglocal.foreign.tensors import View
-
+from auglocal.foreign.tensors import Unsupported, View
 
 MAX_KEY = 1024  # characters of a dictionary's key; longer ones make comparisons slow
 MAX_KEY_PARTS = 8
@@ -89,7 +88,7 @@ def checked_key(key: Any) -> Any:
         return key
     if type(key) is int and abs(key) < 2**64:
         return key
-    if isinstance(key, (float, bool, Name, Opaque)) or key is None:
+    if isinstance(key, (float, bool, Name, Opaque, View, Unsupported)) or key is None:
         return key
     raise TypeError("no key")
 
