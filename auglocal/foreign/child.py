@@ -28,10 +28,9 @@ from auglocal.foreign.limits import MIB, Limits
 from auglocal.foreign.reader import FileContent, read_file
 from auglocal.foreign.refusal import printable
 
-try:
+HAS_LIMITS = sys.platform != "win32"
+if HAS_LIMITS:
     import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
 SETTINGS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONUTF8": "1"}
@@ -149,7 +148,7 @@ def _environment() -> dict[str, str]:
 
 def _death(name: str, status: int, limits: Limits) -> str:
     """The sentence about a child that gave no answer."""
-    if resource is not None and -status in (signal.SIGXCPU, signal.SIGKILL):
+    if HAS_LIMITS and -status in (signal.SIGXCPU, signal.SIGKILL):
         reason = f"took more than {limits.cpu_seconds} s of computing, or all memory, to read"
     else:
         reason = f"stopped the process that read it (status {status})"
@@ -167,6 +166,7 @@ def main(question: str) -> int:
     asked = json.loads(question)
     limits = Limits(**asked["limits"])
     path, temporary = Path(asked["path"]), Path(asked["temporary"])
+    answer: dict[str, Any] | str
     try:
         _limit_this_process(path, limits)
         content = read_file(path, limits, asked["state"])
@@ -187,7 +187,7 @@ def _out_of_memory(name: str) -> str:
 
 def _limit_this_process(path: Path, limits: Limits) -> None:
     """Bound computing, memory, file size and core dumps from here on."""
-    if resource is None:
+    if not HAS_LIMITS:
         return
     spent = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(spent.ru_utime + spent.ru_stime) + limits.cpu_seconds
