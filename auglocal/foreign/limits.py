@@ -24,7 +24,7 @@ class Limits:
         cpu_seconds: of computing in the child process.
         wall_seconds: until the child process is stopped, whatever it does.
         header_bytes: of a safetensors header, or of a ZIP archive's list of entries.
-        steps: instructions of all pickles together; a tensor takes about 40.
+        steps: instructions of all pickles together; a tensor takes about 60.
         text_bytes: of all texts in the pickles together.
     """
 

@@ -46,7 +46,7 @@ TYPES = frozenset(
     "range NoneType unicode long Ellipsis NotImplementedType".split()
 )
 PACKAGES = (
-    "accelerate addict argparse collections datetime decimal easydict enum fractions fvcore hydra "
+    "accelerate addict argparse collections decimal easydict enum fractions fvcore hydra "
     "lightning lightning_fabric lightning_utilities ml_collections mmcls mmcv mmengine mmpretrain "
     "omegaconf pathlib pytorch_lightning timm tokenizers torchmetrics torchvision transformers "
     "typing uuid yacs"
@@ -96,6 +96,7 @@ UNSUPPORTED = {
     "_rebuild_device_tensor_from_numpy": "other device's",
     "_rebuild_device_tensor_from_cpu_tensor": "other device's",
 }
+TENSOR_STEPS = 20  # what a tensor takes beside its instructions
 ATTRIBUTES = ("argparse.Namespace", "types.SimpleNamespace")
 
 
@@ -159,8 +160,8 @@ def canonical(named: Name) -> Name:
 
 def _is_known_class(named: Name) -> bool:
     """Whether a name looks like a class of a package known to stand beside weights."""
-    if named.module.startswith("numpy.random"):
-        return True
+    if named.module.startswith("numpy.random") or named.module == "datetime":
+        return True  # whose classes, or what makes them, have small letters
     is_known = named.module.split(".")[0] in PACKAGES or f"{named.module}.".startswith(
         CLASSES_OF_TORCH
     )
@@ -275,6 +276,7 @@ def _partial(meanings: Meanings, arguments: tuple[Any, ...]) -> Opaque:
 
 def _tensor(meanings: Meanings, arguments: tuple[Any, ...]) -> View:
     """_rebuild_tensor and _rebuild_tensor_v2."""
+    meanings.budget.charge(TENSOR_STEPS)
     storage, offset, shape, stride = arguments[:4]
     if not isinstance(storage, Storage):
         raise TypeError("no storage")

@@ -24,6 +24,7 @@ LIKELY = (
 AVERAGES = ("ema", "averaged", "shadow", "swa")
 # What holds tensors of its own that are no weights: the states of optimizers and their like.
 NO_WEIGHTS = ("optim", "schedul", "scaler", "amp", "callback", "loops", "rng", "hparams", "metric")
+CONTAINERS = (dict, list, tuple)
 MAX_SEQUENCE = 16  # places of a list or tuple that may hold a state dict
 MAX_CONTAINERS = 10_000
 
@@ -70,7 +71,9 @@ def _dictionaries(
     value: Any, limits: Limits
 ) -> Iterator[tuple[tuple[str, ...], dict[Any, Any], bool]]:
     """Every dictionary reached through named entries: path, content, whether it lies too deep."""
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    waiting: list[tuple[tuple[str, ...], Any]] = []
+    if isinstance(value, CONTAINERS):
+        waiting.append(((), value))
     seen: set[int] = set()
     while waiting and len(seen) < MAX_CONTAINERS:
         path, content = waiting.pop()
@@ -92,7 +95,7 @@ def _entries(content: Any) -> list[tuple[Any, Any]]:
         pairs = list(content.items())
     else:
         pairs = [(str(index), each) for index, each in enumerate(content[:MAX_SEQUENCE])]
-    return [(key, each) for key, each in pairs if isinstance(each, (dict, list, tuple))]
+    return [(key, each) for key, each in pairs if isinstance(each, CONTAINERS)]
 
 
 def _may_lead(key: Any, limits: Limits) -> bool:
