@@ -197,9 +197,16 @@ def _limit_this_process(path: Path, limits: Limits) -> None:
     _limit(resource.RLIMIT_FSIZE, written, written)
     mapped = _mapped_bytes()
     if mapped is not None:
-        size = path.stat().st_size if path.is_file() else 0
-        memory = mapped + min(size, limits.file_bytes) + limits.tensor_bytes + WORKING_BYTES
+        memory = mapped + _size(path, limits) + limits.tensor_bytes + WORKING_BYTES
         _limit(resource.RLIMIT_AS, memory, memory)
+
+
+def _size(path: Path, limits: Limits) -> int:
+    """Bytes of a file that will be mapped; 0 where it will be refused."""
+    try:
+        return min(path.stat().st_size, limits.file_bytes)
+    except (OSError, ValueError):
+        return 0
 
 
 def _limit(kind: int, soft: int, hard: int) -> None:

@@ -19,7 +19,9 @@ from auglocal.foreign.refusal import Damage
 from auglocal.foreign.values import Name, Opaque, checked_key
 
 MAX_NAME = 256  # characters of "module.name"
+MAX_MARKS = 100_000  # containers begun inside one another
 MAX_INTEGER = 1024  # bytes; random generators' states take 17, PyTorch's magic number 10
+NAME_STEPS, STORAGE_STEPS = 4, 10  # what these take beside their instruction
 SMALL = 4096  # bytes copied out of the file; longer runs stay a view of it
 MALFORMED = (
     ArithmeticError,
@@ -95,6 +97,8 @@ class Machine:
 
     def mark(self) -> None:
         """Begin a run of values."""
+        if len(self.below) >= MAX_MARKS:
+            raise Damage("its pickle is nested too deeply")
         self.below.append(self.stack)
         self.stack = []
 
@@ -195,6 +199,7 @@ class Machine:
         """Code by its name."""
         if type(module) is not str or type(name) is not str or len(module + name) > MAX_NAME:
             raise TypeError("no name")
+        self.budget.charge(NAME_STEPS)
         named = Name(module, name)
         self.meanings.admit(named)
         self.push(named)
@@ -204,6 +209,11 @@ class Machine:
         if type(arguments) is not tuple or type(named) is not Name:
             raise TypeError("no call")
         self.push(self.meanings.call(named, arguments, is_new))
+
+    def storage(self) -> None:
+        """What a persistent identifier refers to."""
+        self.budget.charge(STORAGE_STEPS)
+        self.push(self.meanings.storage(self.stack.pop()))
 
     def instance_of_line(self) -> None:
         """The old instruction INST: a name in text, arguments since the mark."""
@@ -292,7 +302,7 @@ INSTRUCTIONS: dict[int, Callable[[Machine], None]] = {
         pickle.INST: Machine.instance_of_line,
         pickle.OBJ: Machine.instance_of_run,
         pickle.BUILD: Machine.build,
-        pickle.BINPERSID: lambda m: m.push(m.meanings.storage(m.stack.pop())),
+        pickle.BINPERSID: Machine.storage,
     }.items()
 }
 

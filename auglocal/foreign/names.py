@@ -231,7 +231,9 @@ def _bytes(meanings: Meanings, arguments: tuple[Any, ...]) -> bytes:
         return b""
     if isinstance(arguments[0], str):
         return _encoded(meanings, arguments)
-    return bytes(_raw(meanings, arguments[0]))
+    content = _raw(meanings, arguments[0])
+    meanings.budget.charge_text(len(content))
+    return bytes(content)
 
 
 def _joined(meanings: Meanings, arguments: tuple[Any, ...], separator: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,13 +116,17 @@ def read_file(path: Path | str, limits: Limits, state: str | None = None) -> Fil
 def _open(path: Path, limits: Limits) -> memoryview:
     """A file's bytes, mapped rather than read."""
     name = printable(path.name)
-    if path.is_dir():
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise InputError(f"There is no file {name}; check the path.") from error
+    except OSError as error:
+        raise _unreadable(name) from error
+    if stat.S_ISDIR(found.st_mode):
         raise InputError(f"{name} is a folder; give a checkpoint file in it.")
-    if not path.exists():
-        raise InputError(f"There is no file {name}; check the path.")
-    if not path.is_file():
+    if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{name} is not a regular file; give a checkpoint file.")
-    size = path.stat().st_size
+    size = found.st_size
     if size > limits.file_bytes:
         raise Refusal(
             f"is {size / 10**6:,.0f} MB large, and at most {limits.file_bytes / 10**6:,.0f} MB "
@@ -135,7 +140,11 @@ def _open(path: Path, limits: Limits) -> memoryview:
         with path.open("rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:
-        raise InputError(f"{name} cannot be read; check that you may read it.") from error
+        raise _unreadable(name) from error
+
+
+def _unreadable(name: str) -> InputError:
+    return InputError(f"{name} cannot be read; check that it is there and that you may read it.")
 
 
 def _read(content: memoryview, limits: Limits, state: str | None) -> FileContent:

@@ -27,6 +27,7 @@ NO_WEIGHTS = ("optim", "schedul", "scaler", "amp", "callback", "loops", "rng", "
 CONTAINERS = (dict, list, tuple)
 MAX_SEQUENCE = 16  # places of a list or tuple that may hold a state dict
 MAX_CONTAINERS = 10_000
+MAX_OFFERED = 20
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def find_states(value: Any, limits: Limits) -> tuple[list[State], bool]:
         if tensors and 2 * len(tensors) >= len(content) and not is_too_deep:
             others = {key: each for key, each in content.items() if key not in tensors}
             found.append(State(".".join(path), tensors, others))
-    kept = [state for state in found if not _is_lesser(state, found)]
+    lesser = _lesser(found)
+    kept = [state for state in found if state.name not in lesser]
     order = {state.name: index for index, state in enumerate(kept)}
     return sorted(kept, key=lambda state: (*_rank(state), order[state.name])), too_deep
 
@@ -105,17 +107,17 @@ def _may_lead(key: Any, limits: Limits) -> bool:
     return not key.lower().startswith(NO_WEIGHTS)
 
 
-def _is_lesser(state: State, all_states: list[State]) -> bool:
-    """Whether another one, inside or around it, has more tensors."""
-    return any(
-        len(other.tensors) > len(state.tensors)
-        and (_is_inside(state.name, other.name) or _is_inside(other.name, state.name))
-        for other in all_states
-    )
-
-
-def _is_inside(name: str, outer: str) -> bool:
-    return name != outer and (outer == "" or name.startswith(f"{outer}."))
+def _lesser(found: list[State]) -> set[str]:
+    """Names of those with another one, inside or around them, that has more tensors."""
+    sizes = {state.name: len(state.tensors) for state in found}
+    lesser = set()
+    for name in sizes:
+        parts = name.split(".") if name else []
+        for length in range(len(parts)):
+            outer = ".".join(parts[:length])
+            if outer in sizes and sizes[outer] != sizes[name]:
+                lesser.add(min(outer, name, key=lambda each: sizes[each]))
+    return lesser
 
 
 def _rank(state: State) -> tuple[bool, int, int]:
@@ -128,7 +130,8 @@ def _rank(state: State) -> tuple[bool, int, int]:
 
 def complete_states(states: list[State]) -> list[State]:
     """Those that may be of the same network as the first: at least half as many tensors."""
-    return [state for state in states if 2 * len(state.tensors) >= len(states[0].tensors)]
+    complete = [state for state in states if 2 * len(state.tensors) >= len(states[0].tensors)]
+    return complete[:MAX_OFFERED]
 
 
 def is_module(value: Any) -> bool:

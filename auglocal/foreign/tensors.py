@@ -92,7 +92,7 @@ class RawTensor:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Storage:
     """A run of elements in a file, as a pickle claims it.
 
@@ -107,7 +107,7 @@ class Storage:
     content: Callable[[], memoryview]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class View:
     """A tensor as a pickle claims it, nothing checked yet: all values are whatever stood there."""
 

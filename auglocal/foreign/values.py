@@ -13,7 +13,7 @@ MAX_KEY = 1024  # characters of a dictionary's key; longer ones make comparisons
 MAX_KEY_PARTS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Name:
     """Code as a pickle names it; never imported."""
 
@@ -24,7 +24,7 @@ class Name:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Opaque:
     """An instance of a class that is not read: the class's name, and the state it was to get."""
 

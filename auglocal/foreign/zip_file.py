@@ -88,7 +88,17 @@ def open_archive(content: memoryview, limits: Limits) -> Archive:
             entries[entry.name] = entry
     except (struct.error, UnicodeDecodeError) as error:
         raise Damage("its list of parts is cut short or malformed") from error
+    _check_apart(entries)
     return Archive(content, entries)
+
+
+def _check_apart(entries: dict[str, Entry]) -> None:
+    """Entries that share bytes would be read many times over."""
+    end = 0
+    for entry in sorted(entries.values(), key=lambda each: each.header):
+        if entry.header < end:
+            raise Damage("two of its parts overlap")
+        end = entry.header + LOCAL.size + entry.size
 
 
 def check_stored(archive: Archive) -> None:

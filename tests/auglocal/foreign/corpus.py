@@ -314,6 +314,14 @@ def moved_entry() -> bytes:
     return bytes(content)
 
 
+def overlapping_entries() -> bytes:
+    """Many entries of the list point to the same bytes, each to be read in full."""
+    content = in_zip({"a": torch.zeros(1000), "b": torch.zeros(1000)})
+    first, second = (content.rindex(b"archive/data/" + each) - 4 for each in (b"0", b"1"))
+    place = content[first : first + 4]
+    return content[:second] + place + content[second + 4 :]
+
+
 def many_tensors() -> bytes:
     storages = {"0": bytes(16)}
     one = tensor(4, 0, (4,), (1,))
@@ -477,7 +485,7 @@ BAD: dict[str, tuple[Make, str]] = {
     "endless.pkl": (always(endless()), "holds no state dict"),
     "deep-150.pt": (lambda f: in_zip(deep(150)), "deeper than 8 levels"),
     "deep-100000.pkl": (always(nested_program(100_000)), "deeper than 8 levels|no state dict"),
-    "marks.pkl": (always(b"\x80\x02" + pickle.MARK * 3_000_000), "far more entries|damaged"),
+    "marks.pkl": (always(b"\x80\x02" + pickle.MARK * 3_000_000), "nested too deeply"),
     "memo.pkl": (
         always(b"\x80\x02N" + pickle.LONG_BINPUT + b"\xff" * 4 + b"."),
         "no state dict",
@@ -578,6 +586,7 @@ BAD: dict[str, tuple[Make, str]] = {
         lambda f: duplicate_entries(),
         "two of its parts are named 'archive/data.pkl'",
     ),
+    "overlapping-entries.pt": (lambda f: overlapping_entries(), "two of its parts overlap"),
     "no-pickle.pt": (
         always(zip_with({"archive/version": b"3", "archive/data/0": b"0000"})),
         "part 'data.pkl' is missing",
