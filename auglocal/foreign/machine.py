@@ -215,6 +215,16 @@ class Machine:
         self.budget.charge(STORAGE_STEPS)
         self.push(self.meanings.storage(self.stack.pop()))
 
+    def reduce(self) -> None:
+        """A name called with a tuple of arguments."""
+        named, arguments = self.last(2)
+        self.call(named, arguments, False)
+
+    def new(self) -> None:
+        """An instance of a class, made of a tuple of arguments."""
+        named, arguments = self.last(2)
+        self.call(named, arguments, True)
+
     def instance_of_line(self) -> None:
         """The old instruction INST: a name in text, arguments since the mark."""
         self.name(self.line(), self.line())
@@ -296,8 +306,8 @@ INSTRUCTIONS: dict[int, Callable[[Machine], None]] = {
         pickle.LONG_BINGET: lambda m: m.push(m.memo[m.number("<I")]),
         pickle.GLOBAL: lambda m: m.name(m.line(), m.line()),
         pickle.STACK_GLOBAL: lambda m: m.name(*m.last(2)),
-        pickle.REDUCE: lambda m: m.call(*m.last(2), False),
-        pickle.NEWOBJ: lambda m: m.call(*m.last(2), True),
+        pickle.REDUCE: Machine.reduce,
+        pickle.NEWOBJ: Machine.new,
         pickle.NEWOBJ_EX: Machine.new_with_keywords,
         pickle.INST: Machine.instance_of_line,
         pickle.OBJ: Machine.instance_of_run,
