@@ -13,7 +13,8 @@ from typing import Any
 
 from auglocal.foreign.limits import Limits
 from auglocal.foreign.machine import Machine
-from auglocal.foreign.names import Meanings, storage_type
+from auglocal.foreign.names import Meanings
+from auglocal.foreign.names_of_tensors import storage_type
 from auglocal.foreign.refusal import Damage, Refusal
 from auglocal.foreign.tensors import DTYPES, ITEM_BYTES, Storage
 from auglocal.foreign.values import Budget

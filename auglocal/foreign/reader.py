@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from auglocal.errors import InputError
 from auglocal.foreign import lookalike
 from auglocal.foreign.limits import Limits
+from auglocal.foreign.plain import beside
 from auglocal.foreign.pytorch_file import Saved, read_pickles, read_zip, whole_module
 from auglocal.foreign.refusal import (
     SAVE_AGAIN,
@@ -36,7 +37,7 @@ from auglocal.foreign.safetensors_file import (
     looks_like_safetensors,
     read_safetensors,
 )
-from auglocal.foreign.states import State, beside, complete_states, find_states, is_module
+from auglocal.foreign.states import State, complete_states, find_states, is_module
 from auglocal.foreign.tensors import (
     ITEM_BYTES,
     RawTensor,

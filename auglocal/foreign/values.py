@@ -93,6 +93,16 @@ def checked_key(key: Any) -> Any:
     raise TypeError("no key")
 
 
+def raw(budget: Budget, content: Any) -> memoryview:
+    """Bytes, also those that a Python 2 pickle holds as text."""
+    if isinstance(content, str):
+        budget.charge_text(len(content))
+        content = content.encode("latin-1")
+    if not isinstance(content, (bytes, memoryview)):
+        raise TypeError("no bytes")
+    return memoryview(content)
+
+
 def _too_much(what: str) -> Refusal:
     return Refusal(
         f"holds far more {what} than a state dict",
