@@ -1,0 +1,1 @@
+"""Checkpoints of other people: read without running code, and recognised."""
