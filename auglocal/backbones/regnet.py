@@ -4,7 +4,8 @@ The ImageNet form is torchvision's model. The CIFAR form does not halve in the s
 stage, as is usual for 32x32 images: it divides them by 8, not by 32. A wider or narrower one keeps
 the group width of 16, so that the channels of its stages are multiples of 16.
 
-Source: Radosavovic et al. 2020, table 6; torchvision computes the stages from four numbers.
+Source: Radosavovic et al. 2020, table 6; torchvision computes the stages from four numbers and so
+has 400 channels in the last one, the paper's table and timm 384.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from auglocal.backbones.style import CIFAR_STYLE, IMAGENET_STYLE
 STEM_CHANNELS = 32
 STEM_MULTIPLE = 8
 GROUP_WIDTH = 16
+PUBLISHED_LAST_CHANNELS = 384
 
 
 def _stem(in_channels: int, stride: int, *, channels: int) -> nn.Module:
@@ -60,6 +62,7 @@ def regnetx_400mf(
     width: float = 1.0,
     *,
     imagenet: bool,
+    last_channels: int | None = None,
 ) -> Backbone:
     """Build a RegNetX-400MF.
 
@@ -69,13 +72,15 @@ def regnetx_400mf(
         width: multiplies the channels, rounded to multiples of 8 in the stem and of the group
             width 16 after it, at least one group.
         imagenet: the ImageNet form, else the CIFAR form.
+        last_channels: of the last stage at width 1; None is torchvision's.
     """
     channels = _scale(STEM_CHANNELS, width, STEM_MULTIPLE)
     stem = partial(_stem, channels=channels)
     specs = [LayerSpec("stem", channels, 2 if imagenet else 1, stem)]
     pairs = [("stem.", "layers.stem.")]
     stages = _stages()
-    for stage, (num_blocks, published) in enumerate(zip(stages.depths, stages.widths), start=1):
+    widths = [*stages.widths[:-1], last_channels or stages.widths[-1]]
+    for stage, (num_blocks, published) in enumerate(zip(stages.depths, widths), start=1):
         channels = _scale(published, width, GROUP_WIDTH)
         build = partial(_block, channels=channels)
         for index in range(num_blocks):

@@ -1,0 +1,1 @@
+"""Other people's checkpoint files, opened without running code of them."""
