@@ -51,7 +51,13 @@ def _stages() -> BlockParams:
         )
 
 
-def _scale(channels: int, width: float, multiple: int) -> int:
+def stage_widths(last_channels: int | None = None) -> list[int]:
+    """Channels of the stages at width 1; None is torchvision's last one."""
+    *widths, last = _stages().widths
+    return [*widths, last_channels or last]
+
+
+def scale(channels: int, width: float, multiple: int) -> int:
     """The multiple nearest to channels * width, halves up, at least one."""
     return max(1, math.floor(channels * width / multiple + 0.5)) * multiple
 
@@ -74,14 +80,14 @@ def regnetx_400mf(
         imagenet: the ImageNet form, else the CIFAR form.
         last_channels: of the last stage at width 1; None is torchvision's.
     """
-    channels = _scale(STEM_CHANNELS, width, STEM_MULTIPLE)
+    channels = scale(STEM_CHANNELS, width, STEM_MULTIPLE)
     stem = partial(_stem, channels=channels)
     specs = [LayerSpec("stem", channels, 2 if imagenet else 1, stem)]
     pairs = [("stem.", "layers.stem.")]
-    stages = _stages()
-    widths = [*stages.widths[:-1], last_channels or stages.widths[-1]]
-    for stage, (num_blocks, published) in enumerate(zip(stages.depths, widths), start=1):
-        channels = _scale(published, width, GROUP_WIDTH)
+    depths = _stages().depths
+    widths = stage_widths(last_channels)
+    for stage, (num_blocks, published) in enumerate(zip(depths, widths), start=1):
+        channels = scale(published, width, GROUP_WIDTH)
         build = partial(_block, channels=channels)
         for index in range(num_blocks):
             stride = 2 if index == 0 and (imagenet or stage > 1) else 1

@@ -109,9 +109,7 @@ def resnet(
         for index in range(num_blocks):
             stride = 2 if stage > 1 and index == 0 else 1
             name = f"stage{stage}_block{index + 1}"
-            build = partial(
-                _block, block=block, channels=channels, halves_first=halves_first
-            )
+            build = partial(_block, block=block, channels=channels, halves_first=halves_first)
             specs.append(LayerSpec(name, channels, stride, build))
             pairs.append((f"layer{stage}.{index}.", f"layers.{name}."))
     pairs.append(("fc.", "head.linear."))

@@ -38,7 +38,9 @@ class Stem(nn.Module):
 
 
 class Subsample(nn.Module):
-    """Every stride-th pixel, and channels of zeros: (N, C, H, W) -> (N, channels, ceil(H/stride)..).
+    """Every stride-th pixel, and channels of zeros: (N, C, H, W) -> (N, C + new, H/s, W/s).
+
+    H / stride and W / stride are rounded up.
 
     Args:
         new_channels: channels of zeros, at least 0.

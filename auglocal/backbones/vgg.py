@@ -83,10 +83,10 @@ class HiddenHead(nn.Module):
         return logits
 
 
-def _split_configuration(configuration: list[int | str]) -> list[list[int]]:
-    """Channels of the convolutions of each stage; a stage ends with a pool ("M")."""
+def stage_widths(depth: int) -> list[list[int]]:
+    """Channels of the convolutions of each stage; in the table a stage ends with a pool ("M")."""
     stages: list[list[int]] = [[]]
-    for entry in configuration[:-1]:
+    for entry in cfgs[COLUMN_BY_DEPTH[depth]][:-1]:
         if isinstance(entry, int):
             stages[-1].append(entry)
         else:
@@ -126,7 +126,7 @@ def vgg(
     specs: list[LayerSpec] = []
     pairs: list[tuple[str, str]] = []
     position = 0  # in torchvision's `features`, where the ReLUs and pools are counted too
-    for stage, widths in enumerate(_split_configuration(cfgs[COLUMN_BY_DEPTH[depth]]), start=1):
+    for stage, widths in enumerate(stage_widths(depth), start=1):
         for index, published in enumerate(widths, start=1):
             name = f"stage{stage}_conv{index}"
             channels = first * (published // FIRST_CHANNELS)

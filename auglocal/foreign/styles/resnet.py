@@ -39,12 +39,9 @@ def translate(shapes: Shapes) -> Translation | None:
             (CLASSIFIER, lambda match: f"head.linear.{match[2]}"),
         ],
     )
-    left_out += tuple(name for name in shapes if name not in own and not _is_in(name, auxiliary))
+    known = {*own, *(name for parts in auxiliary.values() for name in parts.values())}
+    left_out += tuple(name for name in shapes if name not in known)
     return Translation(_variant(own, auxiliary, is_small=is_small), keys, auxiliary, left_out)
-
-
-def _is_in(name: str, auxiliary: dict[str, dict[str, str]]) -> bool:
-    return any(name in keys.values() for keys in auxiliary.values())
 
 
 def block_key(rest: str, *, is_small: bool) -> str | None:
@@ -73,7 +70,7 @@ def _layer_key(match: re.Match[str], *, is_small: bool) -> str | None:
 
 def _variant(names: Shapes, auxiliary: dict[str, dict[str, str]], *, is_small: bool) -> str:
     """Whose names these are, in words."""
-    if auxiliary or any(name.startswith(("aux_", "decoder_")) for name in names):
+    if auxiliary:
         return "AugLocal authors"
     has_linear = "linear.weight" in names
     if not is_small:
