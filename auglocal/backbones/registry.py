@@ -17,7 +17,7 @@ import torch
 from auglocal.backbones.backbone import Backbone, initialise
 from auglocal.backbones.efficientnet import efficientnet_b0
 from auglocal.backbones.mobilenetv2 import mobilenetv2
-from auglocal.backbones.regnet import PUBLISHED_LAST_CHANNELS, regnetx_400mf
+from auglocal.backbones.regnet import regnetx_400mf
 from auglocal.backbones.resnet import resnet
 from auglocal.backbones.resnet_cifar import resnet_cifar
 from auglocal.backbones.vgg import vgg
@@ -65,10 +65,9 @@ BACKBONES: dict[str, BackboneBuilder] = {
 # -option-a-end: the same, zeros after the channels;
 # -pooled: a 3x3 stem followed by a max pool; -unpooled: a 7x7 stem followed by none;
 # -v1: bottlenecks that halve in their first convolution, as first published;
-# -hidden: a VGG for small images with two hidden layers before the classifier;
-# -384: the RegNetX-400MF of the paper's table, 384 channels in its last stage.
+# -hidden: a VGG for small images with two hidden layers before the classifier.
 PROJECTION, OPTION_A, OPTION_A_END = "-projection", "-option-a", "-option-a-end"
-POOLED, UNPOOLED, V1, HIDDEN, REGNET_384 = "-pooled", "-unpooled", "-v1", "-hidden", "-384"
+POOLED, UNPOOLED, V1, HIDDEN = "-pooled", "-unpooled", "-v1", "-hidden"
 SHORTCUT_BY_ENDING = {
     "": "projection",
     PROJECTION: "projection",
@@ -94,12 +93,6 @@ VARIANTS: dict[str, BackboneBuilder] = {
     **{
         f"vgg{depth}{HIDDEN}": partial(vgg, depth, imagenet=False, hidden=True)
         for depth in (11, 13, 16, 19)
-    },
-    **{
-        f"regnetx-400mf{form}{REGNET_384}": partial(
-            regnetx_400mf, imagenet=form == IMAGENET, last_channels=PUBLISHED_LAST_CHANNELS
-        )
-        for form in ("", IMAGENET)
     },
 }
 # ResNet-1202 is the deepest in the literature; a file that claims more is not opened.

@@ -4,8 +4,8 @@ The ImageNet form is torchvision's model. The CIFAR form does not halve in the s
 stage, as is usual for 32x32 images: it divides them by 8, not by 32. A wider or narrower one keeps
 the group width of 16, so that the channels of its stages are multiples of 16.
 
-Source: Radosavovic et al. 2020, table 6; torchvision computes the stages from four numbers and so
-has 400 channels in the last one, the paper's table and timm 384.
+Source: Radosavovic et al. 2020, table 6; torchvision computes the stages from four numbers, which
+give the last one 400 channels, not the 384 of the table and of timm. The latter is width 0.96.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from auglocal.backbones.style import CIFAR_STYLE, IMAGENET_STYLE
 STEM_CHANNELS = 32
 STEM_MULTIPLE = 8
 GROUP_WIDTH = 16
-PUBLISHED_LAST_CHANNELS = 384
 
 
 def _stem(in_channels: int, stride: int, *, channels: int) -> nn.Module:
@@ -43,18 +42,12 @@ def _block(in_channels: int, stride: int, *, channels: int) -> nn.Module:
     return block
 
 
-def _stages() -> BlockParams:
+def stages() -> BlockParams:
     """Depth and channels of the stages of RegNetX-400MF."""
     with torch.device("cpu"):  # reads its tensors' values, which the "meta" device has not
         return BlockParams.from_init_params(
             depth=22, w_0=24, w_a=24.48, w_m=2.54, group_width=GROUP_WIDTH
         )
-
-
-def stage_widths(last_channels: int | None = None) -> list[int]:
-    """Channels of the stages at width 1; None is torchvision's last one."""
-    *widths, last = _stages().widths
-    return [*widths, last_channels or last]
 
 
 def scale(channels: int, width: float, multiple: int) -> int:
@@ -68,7 +61,6 @@ def regnetx_400mf(
     width: float = 1.0,
     *,
     imagenet: bool,
-    last_channels: int | None = None,
 ) -> Backbone:
     """Build a RegNetX-400MF.
 
@@ -78,15 +70,15 @@ def regnetx_400mf(
         width: multiplies the channels, rounded to multiples of 8 in the stem and of the group
             width 16 after it, at least one group.
         imagenet: the ImageNet form, else the CIFAR form.
-        last_channels: of the last stage at width 1; None is torchvision's.
     """
     channels = scale(STEM_CHANNELS, width, STEM_MULTIPLE)
     stem = partial(_stem, channels=channels)
     specs = [LayerSpec("stem", channels, 2 if imagenet else 1, stem)]
     pairs = [("stem.", "layers.stem.")]
-    depths = _stages().depths
-    widths = stage_widths(last_channels)
-    for stage, (num_blocks, published) in enumerate(zip(depths, widths), start=1):
+    published_stages = stages()
+    for stage, (num_blocks, published) in enumerate(
+        zip(published_stages.depths, published_stages.widths), start=1
+    ):
         channels = scale(published, width, GROUP_WIDTH)
         build = partial(_block, channels=channels)
         for index in range(num_blocks):

@@ -24,7 +24,6 @@ from auglocal.backbones.registry import (
     OPTION_A_END,
     POOLED,
     PROJECTION,
-    REGNET_384,
     UNPOOLED,
     V1,
 )
@@ -191,12 +190,11 @@ def _both_forms(
     width: float,
     *,
     is_imagenet_only: bool,
-    ending: str = "",
 ) -> list[Candidate]:
     """The CIFAR form and the ImageNet form of one architecture, which have the same shapes."""
     first = "layers.stem.0.weight"
-    small = _candidate(shapes, first, name + ending, family, width, SMALL)
-    large = _candidate(shapes, first, name + IMAGENET + ending, family, width, LARGE)
+    small = _candidate(shapes, first, name, family, width, SMALL)
+    large = _candidate(shapes, first, name + IMAGENET, family, width, LARGE)
     classes = f"{small.num_classes} classes"
     if is_imagenet_only:
         return [replace(large, why="the keys are timm's"), replace(small, why=SHOWS_SMALL)]
@@ -226,23 +224,11 @@ def _efficientnets(shapes: Shapes, *, is_imagenet_only: bool) -> list[Candidate]
 
 
 def _regnets(shapes: Shapes, *, is_imagenet_only: bool) -> list[Candidate]:
-    """The RegNet of torchvision, or that of the paper's table where only its channels fit."""
-    seen = _channels(shapes, ["f.c.0"] * 4)
-    ending, last = REGNET_384, regnet.PUBLISHED_LAST_CHANNELS
-    predict = partial(_predict_regnet, regnet.stage_widths(last))
-    published = [regnet.STEM_CHANNELS, *regnet.stage_widths(last)]
-    width = _fit_width(seen, published, predict)
-    if predict(width) != seen:
-        ending, published[-1] = "", regnet.stage_widths()[-1]
-        width = _fit_width(seen, published, partial(_predict_regnet, published[1:]))
-    return _both_forms(
-        shapes,
-        "regnetx-400mf",
-        "RegNetX",
-        width,
-        is_imagenet_only=is_imagenet_only,
-        ending=ending,
-    )
+    stages = regnet.stages().widths
+    seen = _channels(shapes, ["f.c.0"] * len(stages))
+    predict = partial(_predict_regnet, stages)
+    width = _fit_width(seen, [regnet.STEM_CHANNELS, *stages], predict)
+    return _both_forms(shapes, "regnetx-400mf", "RegNetX", width, is_imagenet_only=is_imagenet_only)
 
 
 # ------------------------------------------------------------------------- widths

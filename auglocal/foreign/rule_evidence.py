@@ -37,6 +37,7 @@ PLAIN_RULES: dict[str, Callable[..., Rule]] = {
     "infopro": InfoPro,
     "linear": Linear,
 }
+HEAD_NORM = pattern(r"(?:classifier\.)?norm\.running_mean")
 EXTRA_NAMES = {"extra.decoder.": "infopro", "extra.conv.": "predsim"}
 # What tells the rule of networks that are no copies of layers.
 MARKS = {"convolutions.": "dgl", "hidden.": "infopro"}
@@ -141,12 +142,17 @@ def _auglocal_rules(
     """AugLocal with the options whose networks have so many copies of layers."""
     if not positions:
         return
-    seen = [_count_copies(auxiliary[backbone.layer_names[position]]) for position in positions]
+    networks = [auxiliary[backbone.layer_names[position]] for position in positions]
+    seen = [
+        (_count_copies(names), any(HEAD_NORM.fullmatch(name) for name in names))
+        for names in networks
+    ]
+    depth = seen[0][0]
     extra = next((loss for mark, loss in EXTRA_NAMES.items() if _has(names, mark)), "cross-entropy")
-    for options in _cuts(backbone, positions, seen[0]):
+    for options in _cuts(backbone, positions, depth):
         pyramid = _find_pyramid(backbone, positions, seen)
         if pyramid is not None:
-            rule = AugLocal(auxiliary_depth=seen[0], pyramid=pyramid, local_loss=extra, **options)
+            rule = AugLocal(auxiliary_depth=depth, pyramid=pyramid, local_loss=extra, **options)
             yield "auglocal", rule
 
 
@@ -166,16 +172,20 @@ def _cuts(
 
 
 def _find_pyramid(
-    backbone: Backbone, positions: Sequence[int], seen: Sequence[int]
+    backbone: Backbone, positions: Sequence[int], seen: Sequence[tuple[int, bool]]
 ) -> float | None:
-    """The coefficient with which auxiliary networks have so many copies; None for none."""
+    """The coefficient with which networks have so many copies, and a norm or none; or None."""
+    style = backbone.style
     for pyramid in PYRAMIDS:
-        depths = pyramidal_depths(len(positions) + 1, seen[0], pyramid)
-        plans = [
-            plan_auxiliary(backbone.specs, position, depth, backbone.style)
+        depths = pyramidal_depths(len(positions) + 1, seen[0][0], pyramid)
+        predicted = [
+            (
+                len(plan_auxiliary(backbone.specs, position, depth, style).selected),
+                style.norm_before_classifier and depth <= 1,
+            )
             for position, depth in zip(positions, depths)
         ]
-        if [len(plan.selected) for plan in plans] == list(seen):
+        if predicted == list(seen):
             return pyramid
     return None
 
