@@ -175,8 +175,10 @@ def _vggs(shapes: Shapes, stages: Sequence[int]) -> list[Candidate]:
         return sum(abs(ours - theirs) for ours, theirs in pairs)
 
     depth = min(vgg.COLUMN_BY_DEPTH, key=distance)
-    hidden = _size(shapes, "head.hidden.0.weight")
-    ending = "" if hidden == 1 else IMAGENET if hidden == vgg.HEAD_WIDTH else HIDDEN
+    hidden = shapes.get("head.hidden.0.weight")
+    ending = ""
+    if hidden is not None:
+        ending = HIDDEN if len(hidden) == 2 and hidden[0] == hidden[1] else IMAGENET
     width = _size(shapes, first) / vgg.FIRST_CHANNELS
     size = LARGE if ending == IMAGENET else SMALL
     plain = _candidate(shapes, first, f"vgg{depth}{ending}", "VGG", width, size)

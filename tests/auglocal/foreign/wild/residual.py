@@ -150,13 +150,19 @@ def pooled() -> list[nn.Module]:
 
 
 def augmented_head(
-    num_in: int, copies: list[tuple[int, int]], num_classes: int, norm: bool
+    num_in: int,
+    copies: list[tuple[int, int]],
+    num_classes: int,
+    *,
+    norm: bool,
+    bottleneck: bool = False,
 ) -> Head:
-    """AugLocal's: copies of blocks, each (width, stride), pooled, perhaps a norm, Linear."""
+    """AugLocal's: copies of blocks, each (channels, stride), pooled, perhaps a norm, Linear."""
     parts: list[nn.Module] = []
-    for width, stride in copies:
-        parts.append(Residual(num_in, width, stride, "downsample"))
-        num_in = width
+    for channels, stride in copies:
+        width = channels // 4 if bottleneck else channels
+        parts.append(Residual(num_in, width, stride, "downsample", bottleneck))
+        num_in = channels
     norms = [nn.BatchNorm1d(num_in)] if norm else []
     return Head(*parts, *pooled(), *norms, nn.Linear(num_in, num_classes))
 

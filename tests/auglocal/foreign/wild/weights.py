@@ -1,4 +1,4 @@
-"""Random weights for any network, BatchNorm statistics included, that keep features of unit size."""
+"""Random weights for any network, statistics of BatchNorm included, that keep features in size."""
 
 from __future__ import annotations
 
