@@ -19,7 +19,7 @@ from auglocal.backbones.registry import MAX_WIDTH, find_builder
 from auglocal.checkpoint import MAX_CHANNELS, MAX_CLASSES
 from auglocal.errors import InputError
 from auglocal.foreign.candidates import SMALL, Candidate, find_candidates, named_candidates
-from auglocal.foreign.prefixes import strip_prefixes
+from auglocal.foreign.prefixes import other_copies, strip_prefixes
 from auglocal.foreign.rule_evidence import RuleEvidence, find_rule
 from auglocal.foreign.styles import inverted, ours, regnet, resnet, vgg
 from auglocal.foreign.styles.translation import Shapes, Translation
@@ -105,12 +105,18 @@ class Recognition:
     warnings: tuple[str, ...]
 
 
-def recognise(tensors: Mapping[str, TensorLike], *, architecture: str | None = None) -> Recognition:
+def recognise(
+    tensors: Mapping[str, TensorLike],
+    *,
+    architecture: str | None = None,
+    copy: str | None = None,
+) -> Recognition:
     """Tell the backbone of a state dict from its keys and shapes.
 
     Args:
         tensors: by key; only their shapes are read.
         architecture: take this one among those that fit; None takes the likeliest.
+        copy: take the weights under this prefix ("ema_model." say), where there are several copies.
 
     Returns:
         what it is. Every tensor of the backbone has its place and shape, except for counters of
@@ -120,7 +126,7 @@ def recognise(tensors: Mapping[str, TensorLike], *, architecture: str | None = N
         Unrecognised: it is no network that this project builds, or not the architecture asked for;
             the message names the nearest and the first keys that do not fit.
     """
-    names, stripped = strip_prefixes(tensors)
+    names, stripped = strip_prefixes(tensors, copy)
     shapes = {name: tuple(tensors[key].shape) for key, name in names.items()}
     originals = {name: key for key, name in names.items()}
     translation = _translate(shapes)
@@ -156,7 +162,18 @@ def recognise(tensors: Mapping[str, TensorLike], *, architecture: str | None = N
             for other in candidates
             if other.architecture != chosen.architecture
         ),
-        warnings=(*translation.warnings, *evidence.warnings),
+        warnings=(
+            *(_copy_warning(prefix) for prefix in other_copies(tensors, stripped)),
+            *translation.warnings,
+            *evidence.warnings,
+        ),
+    )
+
+
+def _copy_warning(prefix: str) -> str:
+    return (
+        f"Another copy of the weights stands under {prefix!r} (an average of them, perhaps) and "
+        "was not taken; it can be chosen."
     )
 
 
@@ -277,7 +294,7 @@ def _shapes_by_architecture() -> dict[str, Counter[tuple[int, ...]]]:
     for name in named_candidates():
         backbone = outline(Candidate(name, "", "", 1.0, 10, (3, SMALL, SMALL)))
         assert backbone is not None
-        counters[name] = Counter(tuple(part.shape) for part in backbone.parameters())
+        counters[name] = Counter(tuple(tensor.shape) for tensor in backbone.state_dict().values())
     return counters
 
 
@@ -289,7 +306,8 @@ def _unknown(shapes: Shapes) -> Unrecognised:
     common = {
         name: sum((seen & counter).values()) for name, counter in _shapes_by_architecture().items()
     }
-    nearest = max(common, key=lambda name: common[name] / _shapes_by_architecture()[name].total())
+    totals = {name: counter.total() for name, counter in _shapes_by_architecture().items()}
+    nearest = max(common, key=lambda name: common[name] / max(totals[name], len(shapes)))
     first = ", ".join(_quote(name) for name in list(shapes)[:NUM_NAMED])
     return Unrecognised(
         f"No backbone of this project has such names: {first} have no place in any. By the shapes "

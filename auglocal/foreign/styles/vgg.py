@@ -34,7 +34,9 @@ def translate(shapes: Shapes) -> Translation | None:
     is_authors = "features.0.conv1.weight" in shapes
     if not is_authors and len(shapes.get("features.0.weight", ())) != 4:
         return None
-    suffix, size = (".conv1.weight", 1) if is_authors else (".weight", 3)
+    # A layer is one entry, or a convolution, perhaps a norm, and an activation.
+    size = 1 if is_authors else 3 if "features.1.running_mean" in shapes else 2
+    suffix = ".conv1.weight" if is_authors else ".weight"
     convolutions = [
         position
         for position in range(100)
