@@ -18,7 +18,13 @@ from auglocal.backbones.backbone import Backbone
 from auglocal.backbones.registry import MAX_WIDTH, find_builder
 from auglocal.checkpoint import MAX_CHANNELS, MAX_CLASSES
 from auglocal.errors import InputError
-from auglocal.foreign.candidates import SMALL, Candidate, find_candidates, named_candidates
+from auglocal.foreign.candidates import (
+    SMALL,
+    SMALL_IMAGE_CLASSES,
+    Candidate,
+    find_candidates,
+    named_candidates,
+)
 from auglocal.foreign.prefixes import other_copies, strip_prefixes
 from auglocal.foreign.rule_evidence import RuleEvidence, find_rule
 from auglocal.foreign.styles import inverted, ours, regnet, resnet, vgg
@@ -135,7 +141,12 @@ def recognise(
     found = {key: shapes[name] for key, name in translation.keys.items()}
     candidates = find_candidates(found, is_imagenet_only=translation.is_imagenet_only)
     chosen = _choose(candidates, architecture)
-    backbone = _check(chosen, found, translation)
+    integers = [
+        name
+        for key, name in translation.keys.items()
+        if not key.endswith(COUNTER) and not _is_floating(tensors[originals[name]])
+    ]
+    backbone = _check(chosen, found, translation, integers)
     evidence = find_rule(backbone, translation.auxiliary, shapes)
     others = tuple(key for key in tensors if key not in names)
     left_out = (*others, *(originals[n] for n in (*translation.left_out, *evidence.left_out)))
@@ -166,6 +177,7 @@ def recognise(
             *(_copy_warning(prefix) for prefix in other_copies(tensors, stripped)),
             *translation.warnings,
             *evidence.warnings,
+            *_size_warning(chosen),
         ),
     )
 
@@ -174,6 +186,16 @@ def _copy_warning(prefix: str) -> str:
     return (
         f"Another copy of the weights stands under {prefix!r} (an average of them, perhaps) and "
         "was not taken; it can be chosen."
+    )
+
+
+def _size_warning(chosen: Candidate) -> tuple[str, ...]:
+    """A sentence where the classes are not those of the images that are usual for the form."""
+    size = chosen.input_size[1]
+    if (size == SMALL) == (chosen.num_classes in SMALL_IMAGE_CLASSES):
+        return ()
+    return (
+        f"The file does not say how large its images are; {size}x{size} is usual for this form.",
     )
 
 
@@ -220,8 +242,21 @@ def outline(candidate: Candidate) -> Backbone | None:
         return builder(candidate.num_classes, candidate.input_size, candidate.width)
 
 
-def _check(candidate: Candidate, found: Shapes, translation: Translation) -> Backbone:
+def _is_floating(tensor: TensorLike) -> bool:
+    """Whether values are fractions; a type that is not PyTorch's is trusted to be checked."""
+    return not isinstance(tensor.dtype, torch.dtype) or tensor.dtype.is_floating_point
+
+
+def _check(
+    candidate: Candidate, found: Shapes, translation: Translation, integers: Sequence[str]
+) -> Backbone:
     """The candidate's backbone, if every tensor fits it.
+
+    Args:
+        candidate: what it may be.
+        found: shapes by our keys.
+        translation: how the file was read.
+        integers: the file's keys of weights that hold whole numbers.
 
     Raises:
         Unrecognised: naming the first that do not.
@@ -246,6 +281,7 @@ def _check(candidate: Candidate, found: Shapes, translation: Translation) -> Bac
         _trouble("lacks", [_quote(key) for key in missing]),
         _trouble("holds besides", [_quote(key) for key in unexpected]),
         _trouble("differs in shape:", mismatched),
+        _trouble("has whole numbers for weights in", [_quote(key) for key in integers]),
     ]
     if any(troubles):
         raise Unrecognised(

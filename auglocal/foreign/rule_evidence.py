@@ -175,19 +175,20 @@ def _find_pyramid(
     backbone: Backbone, positions: Sequence[int], seen: Sequence[tuple[int, bool]]
 ) -> float | None:
     """The coefficient with which networks have so many copies, and a norm or none; or None."""
-    style = backbone.style
     for pyramid in PYRAMIDS:
         depths = pyramidal_depths(len(positions) + 1, seen[0][0], pyramid)
-        predicted = [
-            (
-                len(plan_auxiliary(backbone.specs, position, depth, style).selected),
-                style.norm_before_classifier and depth <= 1,
-            )
-            for position, depth in zip(positions, depths)
-        ]
-        if predicted == list(seen):
+        if all(
+            _predict(backbone, position, depth) == pair
+            for position, depth, pair in zip(positions, depths, seen)
+        ):
             return pyramid
     return None
+
+
+def _predict(backbone: Backbone, position: int, depth: int) -> tuple[int, bool]:
+    """How many copies of layers an auxiliary network has, and whether a norm is in its head."""
+    plan = plan_auxiliary(backbone.specs, position, depth, backbone.style)
+    return len(plan.selected), backbone.style.norm_before_classifier and depth <= 1
 
 
 def _has(names: set[str], mark: str) -> bool:

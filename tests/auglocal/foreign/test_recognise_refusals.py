@@ -80,6 +80,20 @@ def test_another_shape_is_named_with_the_one_expected() -> None:
         recognise(state)
 
 
+def test_whole_numbers_are_no_weights() -> None:
+    state = option_a(3, 3, 3) | {"conv1.weight": Shape((16, 3, 3, 3), torch.int8)}
+    with pytest.raises(Unrecognised, match="has whole numbers for weights in 'conv1.weight'"):
+        recognise(state)
+
+
+def test_unusual_classes_leave_the_size_of_images_open() -> None:
+    for num_classes, count in ((10, 0), (100, 0), (200, 1)):
+        found = recognise(option_a(3, 3, 3, num_classes=num_classes))
+        assert found.input_size == (3, 32, 32)
+        assert len(found.warnings) == count
+    assert "does not say how large its images are; 32x32 is usual" in found.warnings[0]
+
+
 def test_stages_of_different_depths_are_none_of_ours() -> None:
     with pytest.raises(Unrecognised, match="nearest to a resnet26-option-a"):
         recognise(option_a(5, 4, 3))
@@ -200,7 +214,7 @@ WORDS = (
     *("stage1_block1", "stage3_conv2", "hidden", "blocks", "conv_stem", "conv_dw", "s1", "b1"),
     *("trunk_output", "block1", "block1-0", "aux_classifier_1_0", "decoder_0_0", "auxiliary"),
     *("weight", "bias", "running_mean", "num_batches_tracked", "f", "a", "0", "1", "7", "99"),
-    *("", "ä", "\x00", "٣", "layer1.0.conv1", "features.0", "pre_logits.fc1", "x" * 300),
+    *("", "ä", "\x00", "\u0663", "layer1.0.conv1", "features.0", "pre_logits.fc1", "x" * 300),
 )
 LENGTHS = (0, 1, 2, 3, 7, 16, 64, 512, 4096, 2**31, 2**62)
 
