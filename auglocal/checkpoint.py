@@ -29,6 +29,7 @@ from auglocal.backbones.registry import (
     MAX_WIDTH,
     build_backbone,
     build_meta_backbone,
+    find_builder,
 )
 from auglocal.config import WEIGHT_TYPES
 from auglocal.errors import InputError, WorkError
@@ -160,6 +161,15 @@ def save_backbone(path: Path, backbone: Backbone, metadata: CheckpointMetadata) 
     _write_tensors(path, tensors, metadata)
 
 
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint as it is in memory, whole or not at all.
+
+    Raises:
+        WorkError: the file cannot be written.
+    """
+    _write_tensors(path, {**checkpoint.backbone, **checkpoint.auxiliary}, checkpoint.metadata)
+
+
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: CheckpointMetadata) -> None:
     """Write tensors under their keys, and the metadata in the header."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -251,7 +261,7 @@ def _parse_metadata(path: Path, text: str) -> CheckpointMetadata:
     for name, is_valid in METADATA_CHECKS.items():
         if name not in values or not is_valid(values[name]):
             raise _bad_metadata(path, name)
-    if values["architecture"] not in BACKBONES:
+    if find_builder(values["architecture"]) is None:
         raise InputError(
             f"{path.name} holds an architecture that this version does not know; choose a file of "
             f"{', '.join(BACKBONES)}."

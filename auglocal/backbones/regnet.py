@@ -4,7 +4,8 @@ The ImageNet form is torchvision's model. The CIFAR form does not halve in the s
 stage, as is usual for 32x32 images: it divides them by 8, not by 32. A wider or narrower one keeps
 the group width of 16, so that the channels of its stages are multiples of 16.
 
-Source: Radosavovic et al. 2020, table 6; torchvision computes the stages from four numbers.
+Source: Radosavovic et al. 2020, table 6; torchvision computes the stages from four numbers, which
+give the last one 400 channels, not the 384 of the table and of timm. The latter is width 0.96.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _block(in_channels: int, stride: int, *, channels: int) -> nn.Module:
     return block
 
 
-def _stages() -> BlockParams:
+def stages() -> BlockParams:
     """Depth and channels of the stages of RegNetX-400MF."""
     with torch.device("cpu"):  # reads its tensors' values, which the "meta" device has not
         return BlockParams.from_init_params(
@@ -49,7 +50,7 @@ def _stages() -> BlockParams:
         )
 
 
-def _scale(channels: int, width: float, multiple: int) -> int:
+def scale(channels: int, width: float, multiple: int) -> int:
     """The multiple nearest to channels * width, halves up, at least one."""
     return max(1, math.floor(channels * width / multiple + 0.5)) * multiple
 
@@ -70,13 +71,15 @@ def regnetx_400mf(
             width 16 after it, at least one group.
         imagenet: the ImageNet form, else the CIFAR form.
     """
-    channels = _scale(STEM_CHANNELS, width, STEM_MULTIPLE)
+    channels = scale(STEM_CHANNELS, width, STEM_MULTIPLE)
     stem = partial(_stem, channels=channels)
     specs = [LayerSpec("stem", channels, 2 if imagenet else 1, stem)]
     pairs = [("stem.", "layers.stem.")]
-    stages = _stages()
-    for stage, (num_blocks, published) in enumerate(zip(stages.depths, stages.widths), start=1):
-        channels = _scale(published, width, GROUP_WIDTH)
+    published_stages = stages()
+    for stage, (num_blocks, published) in enumerate(
+        zip(published_stages.depths, published_stages.widths), start=1
+    ):
+        channels = scale(published, width, GROUP_WIDTH)
         build = partial(_block, channels=channels)
         for index in range(num_blocks):
             stride = 2 if index == 0 and (imagenet or stage > 1) else 1

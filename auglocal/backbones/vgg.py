@@ -1,7 +1,8 @@
 """VGG-11, 13, 16 and 19 with BatchNorm: a layer is a convolution and the pool after it, if any.
 
 The ImageNet form is torchvision's model (`vgg13_bn` and so on). The CIFAR form has the same layers
-and the usual small head: global average pool and one linear classifier.
+and the usual small head: global average pool and one linear classifier; or, for files of others, a
+head with two hidden layers as wide as the last stage.
 
 Source: Simonyan, Zisserman 2015, table 1, columns A, B, D and E, with BatchNorm as torchvision.
 """
@@ -61,10 +62,31 @@ class VGGHead(nn.Module):
         return logits
 
 
-def _split_configuration(configuration: list[int | str]) -> list[list[int]]:
-    """Channels of the convolutions of each stage; a stage ends with a pool ("M")."""
+class HiddenHead(nn.Module):
+    """Pool to one pixel, two hidden Linear of C with ReLU and dropout, Linear: -> logits (N, K)."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(
+            nn.Linear(in_channels, in_channels),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Linear(in_channels, in_channels),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+        )
+        self.linear = nn.Linear(in_channels, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of features (N, C, H, W)."""
+        logits: Tensor = self.linear(self.hidden(features.mean(dim=(2, 3))))
+        return logits
+
+
+def stage_widths(depth: int) -> list[list[int]]:
+    """Channels of the convolutions of each stage; in the table a stage ends with a pool ("M")."""
     stages: list[list[int]] = [[]]
-    for entry in configuration[:-1]:
+    for entry in cfgs[COLUMN_BY_DEPTH[depth]][:-1]:
         if isinstance(entry, int):
             stages[-1].append(entry)
         else:
@@ -79,6 +101,7 @@ def vgg(
     width: float = 1.0,
     *,
     imagenet: bool,
+    hidden: bool = False,
 ) -> Backbone:
     """Build a VGG with BatchNorm.
 
@@ -89,6 +112,7 @@ def vgg(
         width: the first layer has round(64 * width) channels, at least 1. Later stages multiply
             them exactly; the two hidden layers of the ImageNet head stay 4096 wide.
         imagenet: the ImageNet form, else the CIFAR form.
+        hidden: the CIFAR form's head has hidden layers.
 
     Raises:
         InputError: the images are too small for five pools.
@@ -102,7 +126,7 @@ def vgg(
     specs: list[LayerSpec] = []
     pairs: list[tuple[str, str]] = []
     position = 0  # in torchvision's `features`, where the ReLUs and pools are counted too
-    for stage, widths in enumerate(_split_configuration(cfgs[COLUMN_BY_DEPTH[depth]]), start=1):
+    for stage, widths in enumerate(stage_widths(depth), start=1):
         for index, published in enumerate(widths, start=1):
             name = f"stage{stage}_conv{index}"
             channels = first * (published // FIRST_CHANNELS)
@@ -115,7 +139,7 @@ def vgg(
         position += 1
     if imagenet:
         pairs += [("classifier.6.", "head.linear."), ("classifier.", "head.hidden.")]
-    head = VGGHead if imagenet else PooledHead
+    head = VGGHead if imagenet else HiddenHead if hidden else PooledHead
     return Backbone(
         specs,
         head(channels, num_classes),

@@ -1,1 +1,1 @@
-"""Checkpoints of other people: read without running code, and recognised."""
+"""Other people's checkpoint files, opened without running code of them."""
