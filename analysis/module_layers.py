@@ -88,8 +88,11 @@ def block_names(module: nn.Module) -> list[str]:
 
     - Sequential, ModuleList and ModuleDict are stages: what they hold is chosen, stages in them
       are opened in turn.
+    - A part that holds a run of blocks of one class is a stage too, whatever else it holds (a
+      downsampling before them).
     - A part made of parts (a residual block, a transformer layer) is a block and is not opened,
-      unless it is a wrapper outside all stages: most of the weights, and stages of its own.
+      unless it is a wrapper outside all stages: most of the weights, and stages of its own. A
+      dense block is a block, since each layer in it gives a few channels of the block's only.
     - A convolution or linear layer by itself is a block. Within a Sequential, where the order is
       certain, it is read after the norm and activation that directly follow it.
 
@@ -112,7 +115,8 @@ def _blocks(parent: nn.Module, prefix: str, total: int) -> list[str]:
                 chosen[-1] = full
             continue
         follows = is_leaf and size > 0
-        if _is_stage(child) or (not _is_stage(parent) and _is_wrapper(child, size, total)):
+        outside = not _is_stage(parent)
+        if _is_stage(child) or _holds_blocks(child) or (outside and _is_wrapper(child, size, total)):
             chosen += _blocks(child, f"{full}.", total)
         elif size > 0:
             chosen.append(full)
@@ -125,6 +129,31 @@ def _is_stage(part: nn.Module) -> bool:
         return True
     runs_in_turn = type(part).forward is nn.Sequential.forward
     return runs_in_turn and any(next(child.children(), None) for child in part.children())
+
+
+def _holds_blocks(part: nn.Module) -> bool:
+    """Tell whether a part, or a container in it, holds blocks of one class and nothing else."""
+    if isinstance(part, nn.ModuleDict):  # densely connected, whether torchvision's or timm's
+        return False
+    containers = [child for child in part.children() if _is_plain(child)]
+    return any(_all_blocks(list(run.children())) for run in (part, *containers))
+
+
+def _is_plain(part: nn.Module) -> bool:
+    return type(part) in (nn.Sequential, nn.ModuleList)
+
+
+def _all_blocks(parts: Sequence[nn.Module]) -> bool:
+    """Tell whether parts are of one class, each with two convolutions or linear layers or more."""
+    same = len({type(part) for part in parts}) == 1 and not _is_plain(parts[0])
+    return same and all(_num_weighted(part) > 1 for part in parts)
+
+
+def _num_weighted(part: nn.Module) -> int:
+    """Count layers with a matrix of weights in a part."""
+    return sum(
+        any(p.dim() > 1 for p in inner.parameters(recurse=False)) for inner in part.modules()
+    )
 
 
 def _is_wrapper(part: nn.Module, size: int, total: int) -> bool:

@@ -1,0 +1,179 @@
+"""A published architecture and a file's tensors in, a network of torchvision or timm out.
+
+Nothing is downloaded: networks are built without weights, and the file's take their places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from analysis.errors import InputError
+from analysis.models import Model
+from analysis.modules import from_module
+
+# Smaller tensors are made, since networks compute tables of positions in some of them.
+MOST_FILLED = 2**16
+# Architectures of torchvision with classifiers beside the trunk: the keys of these begin so.
+AUXILIARY_KEYS = {"googlenet": "aux1.", "inception_v3": "AuxLogits."}
+
+
+# --------------------------------------------------------------------------- without weights
+
+
+class _Unfilled(TorchFunctionMode):
+    """Draw no weights: parameters are not filled, and large ones take no memory.
+
+    It holds for the calling thread only. What a network computes for itself (tables of relative
+    positions, masks, depths) is computed.
+    """
+
+    def __init__(self, *, on_meta: bool) -> None:
+        super().__init__()
+        self.on_meta = on_meta
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Leave out what changes parameters in place, do the rest."""
+        name = getattr(func, "__name__", "")
+        if args and _is_weight(args[0]) and _works_in_place(name):
+            return args[0]
+        result = func(*args, **(kwargs or {}))
+        if self.on_meta and func is torch.empty and _is_large(result):
+            return result.to("meta")
+        return result
+
+
+def _works_in_place(name: str) -> bool:
+    """Tell whether a function of this name fills its first argument."""
+    return name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+
+
+def _is_weight(value: object) -> bool:
+    """Tell whether a tensor is a parameter, or the inside of one."""
+    return isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and value.is_meta)
+
+
+def _is_large(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() >= MOST_FILLED
+
+
+def build_unfilled(make: Callable[[], nn.Module], *, complete: bool = True) -> nn.Module:
+    """Build a network without drawing its weights, which a state dict then replaces.
+
+    Args:
+        make: builds it.
+        complete: what is not in the state dict (masks, tables of positions) must be computed;
+            without, it may be missing where only keys and shapes are asked for.
+
+    Returns:
+        the network, in evaluation mode; its parameters are on the meta device or not filled.
+    """
+    try:
+        with _Unfilled(on_meta=True):
+            module = make()
+        if not complete or not _lacks_buffers(module):
+            return module.eval()
+    except (RuntimeError, NotImplementedError):
+        pass  # It computes with its weights, or reads them, when it is built.
+    with _Unfilled(on_meta=False):
+        return make().eval()
+
+
+def _lacks_buffers(module: nn.Module) -> bool:
+    """Tell whether a buffer that no state dict brings is on the meta device."""
+    brought = module.state_dict()
+    return any(part.is_meta for name, part in module.named_buffers() if name not in brought)
+
+
+def make_network(
+    library: str,
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: int | None = None,
+    auxiliary: bool = False,
+) -> nn.Module:
+    """Build a published architecture by its library, without pretrained weights.
+
+    Args:
+        library: "torchvision" or "timm".
+        name: as the library lists it.
+        num_classes: K.
+        in_channels: C of the images; for torchvision always 3, see `_widen_input`.
+        image_size: pixels, where the network's tensors depend on it; else None.
+        auxiliary: with classifiers beside the trunk, where it can have some.
+
+    Raises:
+        InputError: timm is not installed, or the library here has no such architecture.
+    """
+    return LIBRARIES[library](name, num_classes, in_channels, image_size, auxiliary)
+
+
+def _make_torchvision(
+    name: str, num_classes: int, in_channels: int, image_size: int | None, auxiliary: bool
+) -> nn.Module:
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise _unknown("torchvision", torchvision.__version__, name)
+    options: dict[str, Any] = {}
+    if name in AUXILIARY_KEYS:
+        options = {"init_weights": False, "aux_logits": auxiliary}
+    if image_size is not None:
+        options["image_size"] = image_size
+    module: nn.Module = torchvision.models.get_model(
+        name, weights=None, num_classes=num_classes, **options
+    )
+    if in_channels != 3:
+        _widen_input(module, in_channels)
+    return module
+
+
+def _widen_input(module: nn.Module, in_channels: int) -> None:
+    """Let the first convolution take other channels than red, green and blue."""
+    first = next(
+        part for part in module.modules() if isinstance(part, nn.Conv2d) and part.in_channels == 3
+    )
+    first.in_channels = in_channels
+    shape = (first.out_channels, in_channels, *first.kernel_size)
+    first.weight = nn.Parameter(torch.empty(shape))
+
+
+def _make_timm(
+    name: str, num_classes: int, in_channels: int, image_size: int | None, auxiliary: bool
+) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(
+            f"The file holds {name}, an architecture of timm, which is not installed here; "
+            "`pip install timm`, and open it again."
+        ) from error
+    if not timm.is_model(name):
+        raise _unknown("timm", timm.__version__, name)
+    options = {} if image_size is None else {"img_size": image_size}
+    module: nn.Module = timm.create_model(
+        name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **options
+    )
+    return module
+
+
+def _unknown(library: str, version: str, name: str) -> InputError:
+    return InputError(
+        f"The file holds {name} of {library}, which version {version} installed here does not "
+        f"have; `pip install --upgrade {library}`, and open it again."
+    )
+
+
+LIBRARIES = {"torchvision": _make_torchvision, "timm": _make_timm}
