@@ -13,12 +13,14 @@ cases are tried without hashing anew.
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from heapq import nlargest
+from itertools import groupby
 from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -27,9 +29,17 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 TABLE = Path(__file__).with_name("fingerprints.zip")
-INDEX, KEYS = "index.json", "keys.txt"
+INDEX = "index.json"
+# Keys and shapes lie in several members, so that few need be unpacked for the nearest network.
+NETWORKS_PER_MEMBER = 64
 # Keys of this end count the steps of training, and say nothing of the architecture.
 COUNTERS = "num_batches_tracked"
+# DenseNets of before torchvision 0.4 and vision transformers of before 0.14.
+RENAMED = (
+    (re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$"), r"\1\2"),
+    (re.compile(r"^(encoder\.layers\.encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
+    (re.compile(r"^(encoder\.layers\.encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
+)
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MODULUS = 2**64
 # Hashes kept of each set of keys, the smallest: two sets of which half is common share about 16.
@@ -168,8 +178,19 @@ def shape_text(shape: Shape, hidden: Sequence[int] | set[int] = ()) -> str:
 
 
 def without_counters(shapes: Shapes) -> dict[str, Shape]:
-    """Leave out what counts the steps of training."""
-    return {key: tuple(shape) for key, shape in shapes.items() if not key.endswith(COUNTERS)}
+    """Leave out what counts the steps of training, and call keys what they are called today."""
+    return {
+        current_key(key): tuple(shape)
+        for key, shape in shapes.items()
+        if not key.endswith(COUNTERS)
+    }
+
+
+def current_key(key: str) -> str:
+    """Rename a key of the files that torchvision offers as torchvision does when it loads them."""
+    for old, new in RENAMED:
+        key = old.sub(new, key)
+    return key
 
 
 def fingerprint(shapes: Shapes, pattern: Pattern) -> int:
@@ -232,7 +253,8 @@ def _hidden(base: int, shapes: Shapes, pattern: Pattern, *, with_head: bool) -> 
         shape = shapes.get(key)
         if shape is None or len(shape) <= max(axes):
             return None
-        base += hash_text(f"{key} {shape_text(shape, axes)}") - hash_text(f"{key} {shape_text(shape)}")
+        base += hash_text(f"{key} {shape_text(shape, axes)}")
+        base -= hash_text(f"{key} {shape_text(shape)}")
     return base % MODULUS
 
 
@@ -286,7 +308,8 @@ def _published(form: Form, num_classes: int, in_channels: int, side: int | None)
         count = f"{num_classes:,} classes" if num_classes else "no classifier"
         changes.append(f"{count} instead of {form.num_classes:,} classes")
     if in_channels != form.input_size[0]:
-        changes.append(f"{in_channels} channels of the images instead of {form.input_size[0]}")
+        channels = "1 channel" if in_channels == 1 else f"{in_channels} channels"
+        changes.append(f"images of {channels} instead of {form.input_size[0]}")
     if size != form.input_size[1:]:
         changes.append(f"images of {size[0]} pixels instead of {form.input_size[1]}")
     return Published(
@@ -324,13 +347,25 @@ def nearest_published(shapes: Shapes) -> Nearest:
     closest = nlargest(
         CANDIDATES, table.sketches, key=lambda entry: len(wanted.intersection(entry[0]))
     )
-    with zipfile.ZipFile(TABLE) as archive:
-        texts = archive.read(KEYS).decode().split("\n\n")
+    places = sorted(place for _, networks in closest for place in networks)
     compared = []
-    for network in (network for _, networks in closest for network in networks):
-        form = table.networks[network].forms[0]
-        compared.append(_compare(f"{form.library}:{form.name}", texts[network], shapes))
+    for place, text in zip(places, _read_shapes(places)):
+        form = table.networks[place].forms[0]
+        compared.append(_compare(f"{form.library}:{form.name}", text, shapes))
     return max(compared, key=lambda nearest: nearest.share)
+
+
+def _read_shapes(places: Sequence[int]) -> Iterator[str]:
+    """Read keys and shapes of networks, whose places are in order."""
+    with zipfile.ZipFile(TABLE) as archive:
+        for member, chosen in groupby(places, key=lambda place: place // NETWORKS_PER_MEMBER):
+            texts = archive.read(member_name(member)).decode().split("\n\n")
+            yield from (texts[place % NETWORKS_PER_MEMBER] for place in chosen)
+
+
+def member_name(member: int) -> str:
+    """Name the part of the table in which the keys and shapes of some networks lie."""
+    return f"keys-{member:02}.txt"
 
 
 def _compare(name: str, text: str, shapes: Shapes) -> Nearest:

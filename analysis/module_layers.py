@@ -102,6 +102,27 @@ def block_names(module: nn.Module) -> list[str]:
     return _blocks(module, "", sum(p.numel() for p in module.parameters()))
 
 
+def without_layer(names: Sequence[str], name: str) -> list[str]:
+    """Put the part that holds a layer in the place of all layers in it.
+
+    Args:
+        names: of layers.
+        name: one of them; where nothing but the network holds it, it is left out.
+
+    Returns:
+        the other names and the part's.
+    """
+    holder = name.rpartition(".")[0]
+    if not holder:
+        return [other for other in names if other != name]
+    inside = [other for other in names if other.startswith(f"{holder}.")]
+    return [
+        holder if other == inside[0] else other
+        for other in names
+        if other not in inside or other == inside[0]
+    ]
+
+
 def _blocks(parent: nn.Module, prefix: str, total: int) -> list[str]:
     """Choose blocks among the parts of a stage, or of a network outside all stages."""
     chosen: list[str] = []

@@ -15,13 +15,146 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from analysis.errors import InputError
+from analysis.fingerprints import COUNTERS, MOST_MISFITS, Published, current_key
 from analysis.models import Model
+from analysis.module_reader import evaluating
 from analysis.modules import from_module
 
 # Smaller tensors are made, since networks compute tables of positions in some of them.
 MOST_FILLED = 2**16
 # Architectures of torchvision with classifiers beside the trunk: the keys of these begin so.
 AUXILIARY_KEYS = {"googlenet": "aux1.", "inception_v3": "AuxLogits."}
+
+
+# --------------------------------------------------------------------------- with a file's weights
+
+
+def open_published(
+    published: Published,
+    tensors: Mapping[str, Tensor],
+    *,
+    name: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Sequence[str] | None = None,
+    device: str = "cpu",
+) -> Model:
+    """Open a file of a published architecture for reading.
+
+    Its layers are the blocks, in the order in which they run: residual and inverted residual
+    blocks, transformer layers, inception modules, dense blocks (not the layers in them, each of
+    which adds a few channels only) and transitions, patch mergings; of plain chains, convolutions
+    and hidden linear layers. Features are (N, C, H, W), channels-last networks' too, and tokens
+    (N, C, T, 1).
+
+    Args:
+        published: one of those that `find_published` found in the shapes of the tensors.
+        tensors: of the file, by key.
+        name: for people; None takes the architecture's.
+        mean: of pixel values in [0, 1], by channel; None takes the published weights'.
+        std: likewise.
+        classes: names of its K outputs.
+        device: "auto", "cpu", "cuda" or "mps".
+
+    Returns:
+        a model, whose metadata have the architecture as "torchvision:densenet121".
+
+    Raises:
+        InputError: timm is needed and not installed, or the tensors are not this network's.
+    """
+    module = build_published(published, tensors)
+    model = from_module(
+        module,
+        name=name or published.name,
+        mean=mean or published.mean,
+        std=std or published.std,
+        classes=classes,
+        input_size=published.input_size,
+        device=device,
+    )
+    architecture = f"{published.library}:{published.name}"
+    return replace(
+        model,
+        metadata=replace(model.metadata, architecture=architecture),
+        takes_any_size=not published.sized and _takes_half_size(module, published.input_size),
+    )
+
+
+def _takes_half_size(module: nn.Module, input_size: tuple[int, int, int]) -> bool:
+    """Try images of half the size; that others fit as well is likely, but not certain."""
+    channels, height, width = input_size
+    try:
+        with evaluating(module):
+            weight = next(module.parameters())
+            module(torch.zeros(1, channels, height // 2, width // 2, device=weight.device))
+    except Exception:  # whatever it says, the size is not for it
+        return False
+    return True
+
+
+def build_published(published: Published, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Build a published architecture with the weights of a file.
+
+    Args:
+        published: one of those that `find_published` found in the shapes of the tensors.
+        tensors: of the file, by key, on one device; half precision becomes float32. Counters of
+            BatchNorm may be missing.
+
+    Returns:
+        the network, in evaluation mode, which shares the memory of the tensors.
+
+    Raises:
+        InputError: timm is needed and not installed, or the tensors are not this network's.
+    """
+    given = {current_key(key): tensor for key, tensor in tensors.items()}
+    prefix = AUXILIARY_KEYS.get(published.name, "no key begins so")
+    module = build_unfilled(
+        lambda: make_network(
+            published.library,
+            published.name,
+            num_classes=published.num_classes or 1000,
+            in_channels=published.in_channels,
+            image_size=published.input_size[1] if published.sized else None,
+            auxiliary=any(key.startswith(prefix) for key in given),
+        )
+    )
+    if published.num_classes == 0:
+        _drop_classifier(module, given)
+    expected = module.state_dict()  # with the versions of its parts, on which loading depends
+    _check_shapes(published, expected, given)
+    for key, tensor in given.items():
+        if key in expected:
+            expected[key] = tensor.float() if tensor.is_floating_point() else tensor
+    module.load_state_dict(expected, assign=True)
+    return module.requires_grad_(False).eval()
+
+
+def _drop_classifier(module: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """Take out the layers of which a file without classifier has no weights."""
+    missing = [key for key in module.state_dict() if key not in given and not _counts(key)]
+    for name in {key.rpartition(".")[0] for key in missing}:
+        module.set_submodule(name, nn.Identity())
+
+
+def _counts(key: str) -> bool:
+    return key.endswith(COUNTERS)
+
+
+def _check_shapes(
+    published: Published, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> None:
+    """Refuse tensors that are not this network's; counters of BatchNorm do not matter."""
+    shapes, found = (
+        {key: tuple(tensor.shape) for key, tensor in tensors.items() if not _counts(key)}
+        for tensors in (expected, given)
+    )
+    misfits = [key for key in {**found, **shapes} if found.get(key) != shapes.get(key)]
+    if misfits:
+        raise InputError(
+            f"The tensors are not those of {published.name} ({published.library}): "
+            f"{len(misfits):,} keys do not fit, first {', '.join(misfits[:MOST_MISFITS])}; "
+            "choose another architecture."
+        )
 
 
 # --------------------------------------------------------------------------- without weights

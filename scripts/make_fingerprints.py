@@ -25,8 +25,8 @@ import torchvision
 from analysis.fingerprints import (
     IMAGENET,
     INDEX,
-    KEYS,
     MODULUS,
+    NETWORKS_PER_MEMBER,
     TABLE,
     Form,
     Pattern,
@@ -35,6 +35,7 @@ from analysis.fingerprints import (
     Variable,
     fingerprint,
     hash_text,
+    member_name,
     shape_text,
     sketch_keys,
     without_counters,
@@ -200,11 +201,11 @@ def likelihood(form: Form) -> tuple[bool, int, str]:
 # --------------------------------------------------------------------------- the table
 
 
-def pack(surveyed: Iterable[Surveyed], versions: dict[str, str]) -> tuple[str, str]:
-    """Write what was found as the two texts of the table, see `analysis.fingerprints.read_table`.
+def pack(surveyed: Iterable[Surveyed], versions: dict[str, str]) -> dict[str, str]:
+    """Write what was found as the texts of the table, see `analysis.fingerprints.read_table`.
 
     Returns:
-        the index, JSON; and the keys and shapes of all networks in its order.
+        the index, JSON, and the keys and shapes of all networks in its order; by member.
     """
     networks: dict[tuple[Pattern, int], list[Surveyed]] = {}
     for item in surveyed:
@@ -234,7 +235,9 @@ def pack(surveyed: Iterable[Surveyed], versions: dict[str, str]) -> tuple[str, s
         "networks": rows,
         "sketches": [[sketch_keys(list(keys)), places] for keys, places in groups.items()],
     }
-    return json.dumps(index, separators=(",", ":")), "\n\n".join(texts)
+    parts = [texts[i : i + NETWORKS_PER_MEMBER] for i in range(0, len(texts), NETWORKS_PER_MEMBER)]
+    members = {member_name(member): "\n\n".join(part) for member, part in enumerate(parts)}
+    return {INDEX: json.dumps(index, separators=(",", ":")), **members}
 
 
 def _neighbourly(entry: tuple[tuple[Pattern, int], list[Surveyed]]) -> tuple[Any, ...]:
@@ -257,10 +260,10 @@ def describe_shapes(shapes: Shapes, pattern: Pattern) -> str:
     return "\n".join(f"{key} {shape_text(shape, axes.get(key, ()))}" for key, shape in shapes.items())
 
 
-def write_table(path: Path, index: str, keys: str) -> None:
+def write_table(path: Path, members: dict[str, str]) -> None:
     """Write the table; the same texts always give the same bytes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
-        for name, text in ((INDEX, index), (KEYS, keys)):
+        for name, text in members.items():
             archive.writestr(zipfile.ZipInfo(name), text, zipfile.ZIP_LZMA)
 
 
@@ -296,7 +299,7 @@ def main() -> None:
             else:
                 surveyed.extend(result)
     versions = {name: version(name).partition("+")[0] for name in ("torchvision", "timm")}
-    write_table(options.output, *pack(surveyed, versions))
+    write_table(options.output, pack(surveyed, versions))
     print(f"{len(surveyed):,} forms of architectures, {options.output.stat().st_size:,} bytes")
 
 
