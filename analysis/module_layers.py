@@ -102,10 +102,11 @@ def block_names(module: nn.Module) -> list[str]:
     return _blocks(module, "", sum(p.numel() for p in module.parameters()))
 
 
-def without_layer(names: Sequence[str], name: str) -> list[str]:
+def without_layer(module: nn.Module, names: Sequence[str], name: str) -> list[str]:
     """Put the part that holds a layer in the place of all layers in it.
 
     Args:
+        module: the network.
         names: of layers.
         name: one of them; where nothing but the network holds it, it is left out.
 
@@ -113,6 +114,8 @@ def without_layer(names: Sequence[str], name: str) -> list[str]:
         the other names and the part's.
     """
     holder = name.rpartition(".")[0]
+    while holder and type(module.get_submodule(holder)) in (nn.ModuleList, nn.ModuleDict):
+        holder = holder.rpartition(".")[0]  # these never run themselves
     if not holder:
         return [other for other in names if other != name]
     inside = [other for other in names if other.startswith(f"{holder}.")]

@@ -92,7 +92,7 @@ class ModuleReader:
                 self._try(input_size, drop_output=True)
                 return
             except UnreadableError as error:
-                names = without_layer(names, error.name)
+                names = without_layer(self.module, names, error.name)
 
     def _try(self, input_size: tuple[int, int, int], *, drop_output: bool) -> None:
         """Run once on zeros, to see which layers run, in which order, and what comes out."""
