@@ -88,8 +88,8 @@ def block_names(module: nn.Module) -> list[str]:
 
     - Sequential, ModuleList and ModuleDict are stages: what they hold is chosen, stages in them
       are opened in turn.
-    - A part that holds a run of blocks of one class is a stage too, whatever else it holds (a
-      downsampling before them).
+    - A part that holds a run of blocks (of one class, or called "blocks") is a stage too, whatever
+      else it holds (a downsampling before them).
     - A part made of parts (a residual block, a transformer layer) is a block and is not opened,
       unless it is a wrapper outside all stages: most of the weights, and stages of its own. A
       dense block is a block, since each layer in it gives a few channels of the block's only.
@@ -134,13 +134,18 @@ def _blocks(parent: nn.Module, prefix: str, total: int) -> list[str]:
     for name, child in parent.named_children():
         full, is_leaf = f"{prefix}{name}", next(child.children(), None) is None
         size = sum(p.numel() for p in child.parameters())
-        if is_leaf and isinstance(child, (*NORMS, *ACTIVATIONS)):
+        # A norm with parts has its activation within.
+        if isinstance(child, NORMS) or (is_leaf and isinstance(child, ACTIVATIONS)):
             if follows and in_order:
                 chosen[-1] = full
             continue
         follows = is_leaf and size > 0
         outside = not _is_stage(parent)
-        if _is_stage(child) or _holds_blocks(child) or (outside and _is_wrapper(child, size, total)):
+        if (
+            _is_stage(child)
+            or _holds_blocks(child)
+            or (outside and _is_wrapper(child, size, total))
+        ):
             chosen += _blocks(child, f"{full}.", total)
         elif size > 0:
             chosen.append(full)
@@ -156,11 +161,16 @@ def _is_stage(part: nn.Module) -> bool:
 
 
 def _holds_blocks(part: nn.Module) -> bool:
-    """Tell whether a part, or a container in it, holds blocks of one class and nothing else."""
+    """Tell whether a part, or a container in it, is a run of blocks."""
     if isinstance(part, nn.ModuleDict):  # densely connected, whether torchvision's or timm's
         return False
-    containers = [child for child in part.children() if _is_plain(child)]
-    return any(_all_blocks(list(run.children())) for run in (part, *containers))
+    runs = [list(part.children())]
+    for name, child in part.named_children():
+        if _is_plain(child):
+            if name == "blocks":  # as timm calls them, of whatever classes they are
+                return True
+            runs.append(list(child.children()))
+    return any(_all_blocks(run) for run in runs)
 
 
 def _is_plain(part: nn.Module) -> bool:

@@ -179,10 +179,11 @@ class _Unfilled(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Leave out what changes parameters in place, do the rest."""
-        name = getattr(func, "__name__", "")
-        if args and _is_weight(args[0]) and _works_in_place(name):
-            return args[0]
-        result = func(*args, **(kwargs or {}))
+        options = kwargs or {}
+        filled = args[0] if args else options.get("tensor")  # as torch.nn.init passes it on
+        if _is_weight(filled) and _works_in_place(getattr(func, "__name__", "")):
+            return filled
+        result = func(*args, **options)
         if self.on_meta and func is torch.empty and _is_large(result):
             return result.to("meta")
         return result

@@ -257,7 +257,9 @@ def without_head(whole: int, shapes: Shapes, pattern: Pattern) -> int:
 def describe_shapes(shapes: Shapes, pattern: Pattern) -> str:
     """Write keys and shapes, a line each."""
     axes = pattern.axes()
-    return "\n".join(f"{key} {shape_text(shape, axes.get(key, ()))}" for key, shape in shapes.items())
+    return "\n".join(
+        f"{key} {shape_text(shape, axes.get(key, ()))}" for key, shape in shapes.items()
+    )
 
 
 def write_table(path: Path, members: dict[str, str]) -> None:
