@@ -5,8 +5,8 @@ beside this file that `scripts/make_fingerprints.py` writes. Neither library is 
 
 The fingerprint of a network is the sum, modulo 2^64, of a hash of each "key shape". In a shape "?"
 takes the place of what users change: the number of classes, the channels of the images, and the
-number of positions, which depends on the size of the images. Counters of BatchNorm do not count,
-since older files do not have them. The table says which entries these are; as it is a sum, all
+number of positions, which depends on the size of the images. Counters of BatchNorm and tables that
+are computed do not count, since not all files have them. The table says which entries these are; as it is a sum, all
 cases are tried without hashing anew.
 """
 
@@ -23,7 +23,7 @@ from heapq import nlargest
 from itertools import groupby
 from math import isqrt
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -32,8 +32,14 @@ TABLE = Path(__file__).with_name("fingerprints.zip")
 INDEX = "index.json"
 # Keys and shapes lie in several members, so that few need be unpacked for the nearest network.
 NETWORKS_PER_MEMBER = 64
-# Keys of this end count the steps of training, and say nothing of the architecture.
-COUNTERS = "num_batches_tracked"
+# Keys of these ends count the steps of training, or are tables that a network computes anew. Which
+# of them a file has depends on the version that wrote it, and they say nothing of the architecture.
+COMPUTED = (
+    "num_batches_tracked",
+    "attn_mask",
+    "relative_position_index",
+    "relative_coords_table",
+)
 # DenseNets of before torchvision 0.4 and vision transformers of before 0.14.
 RENAMED = (
     (re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$"), r"\1\2"),
@@ -177,13 +183,18 @@ def shape_text(shape: Shape, hidden: Sequence[int] | set[int] = ()) -> str:
     return "x".join("?" if axis in hidden else str(size) for axis, size in enumerate(shape))
 
 
-def without_counters(shapes: Shapes) -> dict[str, Shape]:
-    """Leave out what counts the steps of training, and call keys what they are called today."""
+def without_computed(shapes: Shapes) -> dict[str, Shape]:
+    """Leave out what a network computes anew, and call keys what they are called today."""
     return {
         current_key(key): tuple(shape)
         for key, shape in shapes.items()
-        if not key.endswith(COUNTERS)
+        if not is_computed(key)
     }
+
+
+def is_computed(key: str) -> bool:
+    """Tell whether a network does without this tensor of a file."""
+    return key.endswith(COMPUTED)
 
 
 def current_key(key: str) -> str:
@@ -197,7 +208,7 @@ def fingerprint(shapes: Shapes, pattern: Pattern) -> int:
     """Compute the fingerprint of a network whose users change what a pattern says.
 
     Args:
-        shapes: by key, without counters; all keys of the pattern are among them.
+        shapes: by key, without what is computed; all keys of the pattern are among them.
         pattern: of the architecture.
 
     Returns:
@@ -229,7 +240,7 @@ def find_published(shapes: Shapes) -> tuple[Published, ...]:
         likeliest first: of the size of images and number of classes found, torchvision before timm,
         short names before long ones. Empty where there is none.
     """
-    table, shapes = read_table(), without_counters(shapes)
+    table, shapes = read_table(), without_computed(shapes)
     base = fingerprint(shapes, Pattern((), (), ()))
     found = {}
     for pattern in table.patterns:
@@ -259,7 +270,7 @@ def _hidden(base: int, shapes: Shapes, pattern: Pattern, *, with_head: bool) -> 
 
 
 def _describe(shapes: Shapes, network: Network, *, with_head: bool) -> list[Published]:
-    """Say in which form a file has the architectures of a network; none if it contradicts itself."""
+    """Say in which form a file has a network's architectures; none if it contradicts itself."""
     pattern = network.pattern
     classes = {_value(shapes, variable) for variable in pattern.classes} if with_head else {0}
     channels = {_value(shapes, variable) for variable in pattern.channels}
@@ -342,7 +353,7 @@ def nearest_published(shapes: Shapes) -> Nearest:
     Returns:
         its name, how much of it fits, and the first few keys that do not.
     """
-    table, shapes = read_table(), without_counters(shapes)
+    table, shapes = read_table(), without_computed(shapes)
     wanted = set(sketch_keys(list(shapes)))
     closest = nlargest(
         CANDIDATES, table.sketches, key=lambda entry: len(wanted.intersection(entry[0]))
@@ -417,22 +428,18 @@ def table_versions() -> dict[str, str]:
     return versions
 
 
-def _read_pattern(row: Sequence[Sequence[Sequence[object]]]) -> Pattern:
+def _read_pattern(row: Sequence[Any]) -> Pattern:
     """Read a pattern as the index has it."""
     classes, channels, positions = row
     return Pattern(
-        tuple(Variable(*values) for values in classes),  # type: ignore[arg-type]
-        tuple(Variable(*values) for values in channels),  # type: ignore[arg-type]
-        tuple(
-            Position(key, tuple(axes), patch, extra)  # type: ignore[arg-type]
-            for key, axes, patch, extra in positions
-        ),
+        tuple(Variable(*values) for values in classes),
+        tuple(Variable(*values) for values in channels),
+        tuple(Position(key, tuple(axes), patch, extra) for key, axes, patch, extra in positions),
     )
 
 
-def _read_forms(index: Mapping[str, object], rows: Sequence[Sequence[object]]) -> Iterator[Form]:
+def _read_forms(index: Mapping[str, Any], rows: Sequence[Any]) -> Iterator[Form]:
     """Read the architectures of one network as the index has them."""
-    presets: list[list[list[float]]] = index["presets"]  # type: ignore[assignment]
     for library, name, size, num_classes, preset in rows:
-        mean, std = presets[preset]  # type: ignore[index]
-        yield Form(library, name, tuple(size), num_classes, tuple(mean), tuple(std))  # type: ignore[arg-type]
+        mean, std = index["presets"][preset]
+        yield Form(library, name, tuple(size), num_classes, tuple(mean), tuple(std))

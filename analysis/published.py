@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from analysis.errors import InputError
-from analysis.fingerprints import COUNTERS, MOST_MISFITS, Published, current_key
+from analysis.fingerprints import MOST_MISFITS, Published, current_key, is_computed
 from analysis.models import Model
 from analysis.module_reader import evaluating
 from analysis.modules import from_module
@@ -98,7 +98,7 @@ def build_published(published: Published, tensors: Mapping[str, Tensor]) -> nn.M
     Args:
         published: one of those that `find_published` found in the shapes of the tensors.
         tensors: of the file, by key, on one device; half precision becomes float32. Counters of
-            BatchNorm may be missing.
+            BatchNorm, and tables that the network computes itself, may be missing.
 
     Returns:
         the network, in evaluation mode, which shares the memory of the tensors.
@@ -123,7 +123,7 @@ def build_published(published: Published, tensors: Mapping[str, Tensor]) -> nn.M
     expected = module.state_dict()  # with the versions of its parts, on which loading depends
     _check_shapes(published, expected, given)
     for key, tensor in given.items():
-        if key in expected:
+        if not is_computed(key):
             expected[key] = tensor.float() if tensor.is_floating_point() else tensor
     module.load_state_dict(expected, assign=True)
     return module.requires_grad_(False).eval()
@@ -131,21 +131,17 @@ def build_published(published: Published, tensors: Mapping[str, Tensor]) -> nn.M
 
 def _drop_classifier(module: nn.Module, given: Mapping[str, Tensor]) -> None:
     """Take out the layers of which a file without classifier has no weights."""
-    missing = [key for key in module.state_dict() if key not in given and not _counts(key)]
+    missing = [key for key in module.state_dict() if key not in given and not is_computed(key)]
     for name in {key.rpartition(".")[0] for key in missing}:
         module.set_submodule(name, nn.Identity())
-
-
-def _counts(key: str) -> bool:
-    return key.endswith(COUNTERS)
 
 
 def _check_shapes(
     published: Published, expected: Mapping[str, Tensor], given: Mapping[str, Tensor]
 ) -> None:
-    """Refuse tensors that are not this network's; counters of BatchNorm do not matter."""
+    """Refuse tensors that are not this network's; what it computes itself does not matter."""
     shapes, found = (
-        {key: tuple(tensor.shape) for key, tensor in tensors.items() if not _counts(key)}
+        {key: tuple(tensor.shape) for key, tensor in tensors.items() if not is_computed(key)}
         for tensors in (expected, given)
     )
     misfits = [key for key in {**found, **shapes} if found.get(key) != shapes.get(key)]
@@ -226,8 +222,8 @@ def build_unfilled(make: Callable[[], nn.Module], *, complete: bool = True) -> n
 
 
 def _lacks_buffers(module: nn.Module) -> bool:
-    """Tell whether a buffer that no state dict brings is on the meta device."""
-    brought = module.state_dict()
+    """Tell whether a buffer that a state dict need not bring is on the meta device."""
+    brought = {key for key in module.state_dict() if not is_computed(key)}
     return any(part.is_meta for name, part in module.named_buffers() if name not in brought)
 
 
@@ -296,7 +292,7 @@ def _make_timm(
         ) from error
     if not timm.is_model(name):
         raise _unknown("timm", timm.__version__, name)
-    options = {} if image_size is None else {"img_size": image_size}
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     module: nn.Module = timm.create_model(
         name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **options
     )

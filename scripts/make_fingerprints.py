@@ -38,7 +38,7 @@ from analysis.fingerprints import (
     member_name,
     shape_text,
     sketch_keys,
-    without_counters,
+    without_computed,
 )
 from analysis.published import AUXILIARY_KEYS, build_unfilled, make_network
 
@@ -80,7 +80,7 @@ def _survey(form: Form, *, auxiliary: bool) -> Surveyed:
             ),
             complete=False,
         )
-        return without_counters({key: part.shape for key, part in module.state_dict().items()})
+        return without_computed({key: part.shape for key, part in module.state_dict().items()})
 
     plain = shapes()
     side = form.input_size[1]
