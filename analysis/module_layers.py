@@ -88,8 +88,11 @@ def block_names(module: nn.Module) -> list[str]:
 
     - Sequential, ModuleList and ModuleDict are stages: what they hold is chosen, stages in them
       are opened in turn.
+    - A part that holds a run of blocks (of one class, or called "blocks") is a stage too, whatever
+      else it holds (a downsampling before them).
     - A part made of parts (a residual block, a transformer layer) is a block and is not opened,
-      unless it is a wrapper outside all stages: most of the weights, and stages of its own.
+      unless it is a wrapper outside all stages: most of the weights, and stages of its own. A
+      dense block is a block, since each layer in it gives a few channels of the block's only.
     - A convolution or linear layer by itself is a block. Within a Sequential, where the order is
       certain, it is read after the norm and activation that directly follow it.
 
@@ -97,6 +100,30 @@ def block_names(module: nn.Module) -> list[str]:
         names in the order of definition; the network's last answer is not left out here.
     """
     return _blocks(module, "", sum(p.numel() for p in module.parameters()))
+
+
+def without_layer(module: nn.Module, names: Sequence[str], name: str) -> list[str]:
+    """Put the part that holds a layer in the place of all layers in it.
+
+    Args:
+        module: the network.
+        names: of layers.
+        name: one of them; where nothing but the network holds it, it is left out.
+
+    Returns:
+        the other names and the part's.
+    """
+    holder = name.rpartition(".")[0]
+    while holder and type(module.get_submodule(holder)) in (nn.ModuleList, nn.ModuleDict):
+        holder = holder.rpartition(".")[0]  # these never run themselves
+    if not holder:
+        return [other for other in names if other != name]
+    inside = [other for other in names if other.startswith(f"{holder}.")]
+    return [
+        holder if other == inside[0] else other
+        for other in names
+        if other not in inside or other == inside[0]
+    ]
 
 
 def _blocks(parent: nn.Module, prefix: str, total: int) -> list[str]:
@@ -107,12 +134,18 @@ def _blocks(parent: nn.Module, prefix: str, total: int) -> list[str]:
     for name, child in parent.named_children():
         full, is_leaf = f"{prefix}{name}", next(child.children(), None) is None
         size = sum(p.numel() for p in child.parameters())
-        if is_leaf and isinstance(child, (*NORMS, *ACTIVATIONS)):
+        # A norm with parts has its activation within.
+        if isinstance(child, NORMS) or (is_leaf and isinstance(child, ACTIVATIONS)):
             if follows and in_order:
                 chosen[-1] = full
             continue
         follows = is_leaf and size > 0
-        if _is_stage(child) or (not _is_stage(parent) and _is_wrapper(child, size, total)):
+        outside = not _is_stage(parent)
+        if (
+            _is_stage(child)
+            or _holds_blocks(child)
+            or (outside and _is_wrapper(child, size, total))
+        ):
             chosen += _blocks(child, f"{full}.", total)
         elif size > 0:
             chosen.append(full)
@@ -125,6 +158,36 @@ def _is_stage(part: nn.Module) -> bool:
         return True
     runs_in_turn = type(part).forward is nn.Sequential.forward
     return runs_in_turn and any(next(child.children(), None) for child in part.children())
+
+
+def _holds_blocks(part: nn.Module) -> bool:
+    """Tell whether a part, or a container in it, is a run of blocks."""
+    if isinstance(part, nn.ModuleDict):  # densely connected, whether torchvision's or timm's
+        return False
+    runs = [list(part.children())]
+    for name, child in part.named_children():
+        if _is_plain(child):
+            if name == "blocks":  # as timm calls them, of whatever classes they are
+                return True
+            runs.append(list(child.children()))
+    return any(_all_blocks(run) for run in runs)
+
+
+def _is_plain(part: nn.Module) -> bool:
+    return type(part) in (nn.Sequential, nn.ModuleList)
+
+
+def _all_blocks(parts: Sequence[nn.Module]) -> bool:
+    """Tell whether parts are of one class, each with two convolutions or linear layers or more."""
+    same = len({type(part) for part in parts}) == 1 and not _is_plain(parts[0])
+    return same and all(_num_weighted(part) > 1 for part in parts)
+
+
+def _num_weighted(part: nn.Module) -> int:
+    """Count layers with a matrix of weights in a part."""
+    return sum(
+        any(p.dim() > 1 for p in inner.parameters(recurse=False)) for inner in part.modules()
+    )
 
 
 def _is_wrapper(part: nn.Module, size: int, total: int) -> bool:

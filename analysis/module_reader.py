@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from analysis.errors import InputError
-from analysis.module_layers import block_names, find_layers, listed
+from analysis.module_layers import block_names, find_layers, listed, without_layer
 
 Visit = Callable[[str, Tensor], None]
 
@@ -28,6 +28,14 @@ CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.Grou
 
 class TrialError(InputError):
     """The module cannot run on images of this size."""
+
+
+class UnreadableError(InputError):
+    """A layer's output has no row an image."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class ModuleReader:
@@ -59,16 +67,32 @@ class ModuleReader:
         channel_axes: Mapping[str, int] | None = None,
     ) -> None:
         self.module = unwrapped(module)
-        names = block_names(self.module) if layer_names is None else layer_names
-        self._layers = find_layers(self.module, names)
         axes = find_layers(self.module, list(channel_axes or {}))
         self._axes = dict(zip(axes, (channel_axes or {}).values()))
-        widths = _widths(self.module)
-        self._widths = {name: widths.get(layer) for name, layer in self._layers.items()}
         self.layer_names: tuple[str, ...] = ()
-        self._try(input_size, drop_output=layer_names is None)
+        if layer_names is None:
+            self._choose(input_size)
+        else:
+            self._set_layers(layer_names)
+            self._try(input_size, drop_output=False)
         self._parameters = list(self.module.parameters())
         self._versions = self._count_changes()
+
+    def _set_layers(self, names: Sequence[str]) -> None:
+        self._layers = find_layers(self.module, names)
+        widths = _widths(self.module)
+        self._widths = {name: widths.get(layer) for name, layer in self._layers.items()}
+
+    def _choose(self, input_size: tuple[int, int, int]) -> None:
+        """Choose blocks; of one whose output has no row an image, what it lies in is read."""
+        names = block_names(self.module)
+        while True:
+            self._set_layers(names)
+            try:
+                self._try(input_size, drop_output=True)
+                return
+            except UnreadableError as error:
+                names = without_layer(self.module, names, error.name)
 
     def _try(self, input_size: tuple[int, int, int], *, drop_output: bool) -> None:
         """Run once on zeros, to see which layers run, in which order, and what comes out."""
@@ -181,15 +205,17 @@ class ModuleReader:
         """Give a layer's output as (N, C, ...)."""
         features = first_tensor(output)
         if features is None:
-            raise InputError(
+            raise UnreadableError(
+                name,
                 f"The layer {call!r} gives a {type(output).__name__} in which no tensor of numbers "
-                "was found; choose a layer within it."
+                "was found; choose a layer within it.",
             )
         if features.dim() < 2 or len(features) != num_images:
-            raise InputError(
+            raise UnreadableError(
+                name,
                 f"The layer {call!r} gives {tuple(features.shape)} for {num_images} images, and "
                 "not one row an image; choose another layer, or wrap it in a module that puts the "
-                "images on the first axis."
+                "images on the first axis.",
             )
         axis = self._axes.get(name)
         if axis is None:
