@@ -73,7 +73,7 @@ class _Plain:
                     read[_text(str(key)[:MAX_NAME])] = plain
             return read or None
         chosen = []
-        for each in value:
+        for each in _ordered(value) if isinstance(value, (set, frozenset)) else value:
             if self.left <= 0:
                 break
             chosen.append(self.read(each, depth + 1))
@@ -88,6 +88,14 @@ class _Plain:
             return _scalar(_item(read_view("", view, self.limits)))
         except Refusal:
             return None
+
+
+def _ordered(members: set[Any] | frozenset[Any]) -> list[Any]:
+    """Texts and numbers of a set in an order that is the same in every process."""
+    if len(members) > MAX_PLAIN:
+        return []
+    kept = [each for each in members if isinstance(each, (str, int, float))]
+    return sorted(kept, key=lambda each: (type(each).__name__, str(each)))
 
 
 def _item(tensor: RawTensor) -> Any:

@@ -262,6 +262,21 @@ def compared_keys() -> bytes:
     return first + again + many + pickle.STOP
 
 
+def laughter(levels: int = 64) -> list[Any]:
+    """A list that holds ten times the same list, which holds ten times the same list."""
+    value: list[Any] = ["ha"]
+    for _ in range(levels):
+        value = [value] * 10
+    return value
+
+
+def old_module() -> bytes:
+    """PyTorch before 1.6 wrote a module's source beside it."""
+    parts = text("module") + name("__main__", "Net") + text("net.py") + text("class Net: ...")
+    identifier = pickle.MARK + parts + pickle.TUPLE + pickle.BINPERSID
+    return legacy_around(b"\x80\x02" + identifier + b")\x81}b.")
+
+
 def deep(levels: int) -> Any:
     """A state dict inside dictionaries inside one another."""
     value: Any = state()
@@ -459,6 +474,7 @@ BAD: dict[str, tuple[Make, str]] = {
         lambda f: in_zip({"model": nn.Sequential(nn.Linear(2, 2)), "epoch": 3}),
         "whole pickled module.*instead",
     ),
+    "module-old.pt": (lambda f: old_module(), "whole pickled module.*instead"),
     "script.pt": (always(script()), "TorchScript.*model.state_dict\\(\\) instead"),
     "only-numbers.pt": (lambda f: in_zip({"epoch": 3}), "holds no state dict"),
     "one-tensor.pt": (lambda f: in_zip(torch.zeros(3)), "holds no state dict|single tensor"),
@@ -737,7 +753,7 @@ def whole_checkpoint() -> dict[str, Any]:
         "optimizer": optimizer.state_dict(),
         "settings": Settings(),
         "counts": defaultdict(int, {"a": 1}),
-        "names": {"b"},
+        "names": {"b", "c", "a", 3},
         "when": datetime.date(2024, 5, 17),
         "random": np.random.default_rng(0),
         "device": torch.device("cuda", 1),

@@ -35,6 +35,14 @@ from tests.auglocal.foreign import corpus
 from tests.auglocal.foreign.test_reader import THIRD_PARTY, check_sentence
 
 NUM_MUTATIONS = int(os.environ.get("AUGLOCAL_FUZZ", "2000"))
+IS_LONG = NUM_MUTATIONS > 2000
+SEARCH = settings(
+    max_examples=max(300, NUM_MUTATIONS // 10),
+    deadline=None,
+    derandomize=not IS_LONG,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
 NUM_IN_CHILD = max(50, NUM_MUTATIONS // 100)
 SECONDS = 8.0
 NUMBERS = (0, 1, 2, 127, 255, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1)
@@ -283,7 +291,7 @@ INSTRUCTION = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@SEARCH
 @given(st.lists(INSTRUCTION, max_size=40).map(b"".join), st.booleans())
 @example(b"\x80\x02" + pickle.EMPTY_DICT, True)
 def test_any_sequence_of_instructions_is_read_or_refused(program: bytes, in_zip: bool) -> None:
@@ -295,7 +303,7 @@ def test_any_sequence_of_instructions_is_read_or_refused(program: bytes, in_zip:
         assert os.listdir(folder) == ["random.pt"]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@SEARCH
 @given(st.binary(max_size=200), st.sampled_from([b"", b"PK\x03\x04", b"\x80\x02", b"\x80\x05("]))
 def test_any_bytes_are_refused_in_a_sentence(content: bytes, begin: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -317,7 +325,7 @@ CLAIM = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@SEARCH
 @given(st.dictionaries(SHORT, CLAIM | JSON, max_size=4), st.sampled_from([0, 4, 8, 12]))
 def test_any_header_is_read_or_refused(header: dict[str, object], length: int) -> None:
     content = corpus.safetensors_with(header, bytes(length))

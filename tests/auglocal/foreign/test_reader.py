@@ -152,7 +152,7 @@ def test_what_stands_beside_the_weights_is_read_plainly(tmp_path: Path) -> None:
         "best": 76.25,
         "args": {"rate": 0.1, "data": "/data", "steps": [1, 2]},
         "counts": {"a": 1},
-        "names": ["b"],
+        "names": [3, "a", "b", "c"],
         "device": "cuda:1",
         "size": [3, 32],
     }
@@ -160,6 +160,45 @@ def test_what_stands_beside_the_weights_is_read_plainly(tmp_path: Path) -> None:
     (warning,) = content.warnings
     assert "corpus.Settings'" in warning
     assert "datetime.date" in warning
+
+
+def test_endless_laughter_beside_the_weights_is_cut(tmp_path: Path) -> None:
+    values = {
+        "model": corpus.state(),
+        "joke": corpus.laughter(),
+        "sets": [set(range(10_000))] * 100,
+    }
+    path = write(tmp_path, "a.pt", corpus.in_zip(values))
+    begin = time.process_time()
+    content = read_file(path, UPLOAD)
+    assert time.process_time() - begin < 2
+    assert_equal_states(content, corpus.state())
+    assert len(json.dumps(content.beside)) < 10**6
+
+
+def test_texts_beside_the_weights_are_cut_and_can_be_encoded(tmp_path: Path) -> None:
+    texts = {"long": "x" * 10_000, "half": "a\ud800b", "k" * 1000: 1, "big": 2**100, "not": 1e400}
+    path = write(tmp_path, "a.pt", corpus.in_zip({"model": corpus.state(), **texts}))
+    beside = read_file(path, UPLOAD).beside
+    assert beside == {
+        "long": "x" * 500,
+        "half": "a?b",
+        "k" * 80: 1,
+        "big": "0x1" + "0" * 25,
+        "not": "inf",
+    }
+    json.dumps(beside, ensure_ascii=False, allow_nan=False).encode()
+
+
+def test_the_larger_of_two_dictionaries_inside_one_another_counts(tmp_path: Path) -> None:
+    inside = {"state_dict": corpus.state(), "best": torch.tensor(76.25)}
+    assert read_file(write(tmp_path, "a.pt", corpus.in_zip(inside)), UPLOAD).wrapped_in == (
+        "state_dict"
+    )
+    around = {**corpus.state(), "layer._extra_state": {"scale": torch.ones(1)}}
+    content = read_file(write(tmp_path, "b.pt", corpus.in_zip(around)), UPLOAD)
+    assert_equal_states(content, corpus.state())
+    assert (content.wrapped_in, content.other_states) == (None, ())
 
 
 def test_an_average_is_offered_and_can_be_chosen(tmp_path: Path) -> None:
