@@ -17,6 +17,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from analysis.choices import Choices
 from analysis.errors import InputError
 from analysis.gram import PRECISIONS, has_fast_bf16
 from analysis.module_reader import ModuleReader
@@ -25,10 +26,14 @@ from auglocal.backbones.registry import build_meta_backbone
 from auglocal.batches import normalise
 from auglocal.checkpoint import (
     AUXILIARY_PREFIX,
+    MAX_FILE_BYTES,
     Checkpoint,
     CheckpointMetadata,
+    check_file,
+    is_published,
     load_checkpoint,
     package_versions,
+    read_metadata,
 )
 from auglocal.data import FOLDER_PREFIX, SOURCES
 from auglocal.device import choose_device
@@ -78,6 +83,12 @@ class Model:
         return self.backbone.layer_names
 
     @property
+    def assumed(self) -> tuple[str, ...]:
+        """What neither its file nor its user says: of "preprocessing" and "classes"."""
+        source = self.metadata.config.get("opened_from")
+        return tuple(source.get("assumed", ())) if isinstance(source, dict) else ()
+
+    @property
     def auxiliary_layers(self) -> tuple[str, ...]:
         """Names of the layers whose auxiliary networks were opened, from input to output."""
         return tuple(self.auxiliaries)
@@ -112,28 +123,65 @@ def open_model(
     *,
     auxiliaries: bool = False,
     precision: str = "fp32",
+    max_bytes: int = MAX_FILE_BYTES,
+    choices: Choices | None = None,
 ) -> Model:
-    """Open a checkpoint for reading; no code of the file runs.
+    """Open a checkpoint of any origin for reading; no code of the file runs.
+
+    A file that this project did not write is told from its keys and shapes, see
+    `analysis.opening`; what it does not say is assumed, and named in the model's `assumed`.
 
     Args:
-        path: a `*.safetensors` file written by `auglocal train`.
+        path: a file of weights: .safetensors, .pt, .pth, .th, .tar, .ckpt, .bin.
         device: "auto", "cpu", "cuda" or "mps".
         auxiliaries: open its auxiliary networks too, where the file carries any; see
             `analysis.features.auxiliary_logits`.
         precision: "fp32", or "bf16" on a device that computes in bf16 itself.
+        max_bytes: larger files, and files of larger tensors, are refused.
+        choices: what you say about a file that this project did not write.
 
     Returns:
         the model, on the device.
 
     Raises:
-        InputError: the file is missing, damaged or no checkpoint, its auxiliary networks are not
-            what its rule builds, or the device is not there or has no such precision.
+        InputError: the file is missing, damaged, or holds no network that is known; its auxiliary
+            networks are not what its rule builds; or the device is not there or has no such
+            precision.
     """
+    from analysis import opening  # it makes models too
+
     path = Path(path)
     with translated_errors():
-        where = choose_device(device)
-        _check_precision(precision, where)
+        check_file(path, max_bytes)
+        _check_precision(precision, choose_device(device))
+        if not opening.is_own(path):
+            return opening.open_foreign(
+                path,
+                device,
+                auxiliaries=auxiliaries,
+                precision=precision,
+                choices=choices,
+                max_bytes=max_bytes,
+            )
+        if is_published(read_metadata(path)):
+            return opening.open_adopted(path, device)
         checkpoint = load_checkpoint(path)
+    return model_of_checkpoint(
+        checkpoint, path, device, auxiliaries=auxiliaries, precision=precision
+    )
+
+
+def model_of_checkpoint(
+    checkpoint: Checkpoint,
+    path: Path,
+    device: str = "cpu",
+    *,
+    auxiliaries: bool = False,
+    precision: str = "fp32",
+) -> Model:
+    """Make a model of a checkpoint that was loaded; the arguments are those of `open_model`."""
+    with translated_errors():
+        where = choose_device(device)
         backbone = checkpoint.build_backbone()
     classifiers = _build_auxiliaries(path, checkpoint) if auxiliaries else {}
     return Model(

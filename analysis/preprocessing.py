@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import log_softmax
 from torch import Tensor
 
+from analysis.choices import BGR, RGB, Choices
 from analysis.errors import InputError
 from analysis.features import ImageSample, check_images, visit_features
 from analysis.models import Model
@@ -26,7 +27,6 @@ from analysis.probe_scores import wilson_interval
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.floating[Any]]
 
-RGB, BGR = "RGB", "BGR"
 BATCH_SIZE = 256
 # Below this many images the intervals of right and wrong choices overlap.
 DEFAULT_SAMPLES = 500
@@ -320,3 +320,62 @@ def _overlaps(trial: Trial, other: Trial) -> bool:
 def _interval(trial: Trial) -> tuple[float, float]:
     """95% interval of a trial's accuracy, with the order that the evidence is for."""
     return wilson_interval(*trial.score)
+
+
+def evidence_record(evidence: Evidence) -> dict[str, Any]:
+    """Give the trials as plain values, and what they tell as a sentence."""
+    trials = [
+        {
+            "name": describe(trial.preprocessing),
+            "mean": list(trial.preprocessing.mean),
+            "std": list(trial.preprocessing.std),
+            "channel_order": trial.preprocessing.channel_order,
+            "accuracy": trial.best,
+            "low": _interval(trial)[0],
+            "high": _interval(trial)[1],
+            "cross_entropy": trial.cross_entropy,
+            "class_order": list(trial.class_order) if trial.needs_order else None,
+        }
+        for trial in evidence.trials
+    ]
+    return {
+        "images": evidence.images,
+        "best": describe(evidence.best.preprocessing),
+        "tells": evidence.tells,
+        "alike": list(evidence.alike),
+        "classes": list(evidence.class_names),
+        "sentence": evidence_sentence(evidence),
+        "trials": trials,
+    }
+
+
+def evidence_sentence(evidence: Evidence) -> str:
+    """Say what the trials tell, with their numbers."""
+    best = evidence.best
+    low, high = _interval(best)
+    if not evidence.tells:
+        return (
+            f"No usual preprocessing is better than chance on {evidence.images} (the best, "
+            f"{describe(best.preprocessing)}, is right on {best.best:.1%}); are these its classes?"
+        )
+    others = [name for name in evidence.alike if name != describe(best.preprocessing)]
+    order = (
+        ", with its outputs in another order than the data's classes" if best.needs_order else ""
+    )
+    alike = f"; {' and '.join(others)} cannot be told from it" if others else ""
+    return (
+        f"{describe(best.preprocessing)}: right on {best.best:.1%} ({low:.1%} to {high:.1%}) of "
+        f"{evidence.images}{order}{alike}."
+    )
+
+
+def choices_of(evidence: Evidence, choices: Choices) -> Choices:
+    """Fill in what the evidence tells where the user said nothing; nothing if it tells nothing."""
+    if not evidence.tells:
+        return choices
+    found = evidence.best.preprocessing
+    if choices.mean is None and choices.std is None:
+        choices = replace(
+            choices, mean=found.mean, std=found.std, channel_order=found.channel_order
+        )
+    return choices if choices.classes else replace(choices, classes=evidence.class_names)

@@ -40,6 +40,8 @@ FORMAT = "auglocal-checkpoint"
 FORMAT_VERSION = 1
 METADATA_KEY = "auglocal"
 AUXILIARY_PREFIX = "auxiliary."
+# Architectures that are analysed and not trained here: the library's name, then its own name.
+PUBLISHED_PREFIXES = ("torchvision:", "timm:")
 # Bounds on what a file may claim, so that opening one cannot exhaust the machine.
 MAX_FILE_BYTES = 4 * 2**30
 MAX_CLASSES = 100_000
@@ -185,6 +187,11 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     metadata = read_metadata(path)
+    if is_published(metadata):
+        raise InputError(
+            f"{path.name} holds a {metadata.architecture}, which can be analysed but not trained "
+            f"here; give a file of {', '.join(BACKBONES)}."
+        )
     try:
         content = path.read_bytes()
         tensors = load_tensors(content)
@@ -195,6 +202,11 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     _check_backbone(path, metadata, backbone)
     check_finite(path, tensors)
     return Checkpoint(metadata, backbone, auxiliary, hashlib.sha256(content).hexdigest())
+
+
+def is_published(metadata: CheckpointMetadata) -> bool:
+    """True for an architecture of a library that is analysed and not trained here."""
+    return metadata.architecture.startswith(PUBLISHED_PREFIXES)
 
 
 def read_metadata(path: Path | str) -> CheckpointMetadata:
@@ -218,8 +230,12 @@ def read_metadata(path: Path | str) -> CheckpointMetadata:
     return _parse_metadata(path, header[METADATA_KEY])
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, max_bytes: int = MAX_FILE_BYTES) -> None:
     """Refuse what cannot be a file of weights, before anything reads it.
+
+    Args:
+        path: of any file.
+        max_bytes: larger files are refused.
 
     Raises:
         InputError: it is a folder, missing or too large.
@@ -228,10 +244,10 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path} is a folder; give the checkpoint.safetensors file in it.")
     if not path.is_file():
         raise InputError(f"There is no file {path}; check the path.")
-    if path.stat().st_size > MAX_FILE_BYTES:
+    if path.stat().st_size > max_bytes:
         raise InputError(
-            f"{path.name} is larger than {MAX_FILE_BYTES // 2**30} GiB, more than any checkpoint "
-            "of this project; give another file."
+            f"{path.name} has {path.stat().st_size:,} bytes, more than the {max_bytes:,} that a "
+            "checkpoint may have; give another file, or a larger --max-bytes."
         )
 
 
@@ -261,7 +277,8 @@ def _parse_metadata(path: Path, text: str) -> CheckpointMetadata:
     for name, is_valid in METADATA_CHECKS.items():
         if name not in values or not is_valid(values[name]):
             raise _bad_metadata(path, name)
-    if find_builder(values["architecture"]) is None:
+    is_known = values["architecture"].startswith(PUBLISHED_PREFIXES)
+    if not is_known and find_builder(values["architecture"]) is None:
         raise InputError(
             f"{path.name} holds an architecture that this version does not know; choose a file of "
             f"{', '.join(BACKBONES)}."

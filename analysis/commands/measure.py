@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.commands.options import (
     add_cka_options,
@@ -19,6 +19,7 @@ from analysis.commands.options import (
     add_probe_options,
     add_reference_options,
     add_similarity_options,
+    file_choices,
     names,
     request_options,
 )
@@ -36,6 +37,10 @@ from analysis.similarity import MEASURES as SIMILARITY_MEASURES
 from analysis.study import Study, pair_record, save_study, study_record
 from analysis.tables import cka_table, geometry_table, heading, probe_table, similarity_table
 from analysis.tables import study_tables as all_tables
+
+if TYPE_CHECKING:
+    from analysis.features import ImageSample
+    from analysis.models import Model
 
 
 def add_measures(commands: Any) -> None:
@@ -252,6 +257,47 @@ def _stop_requests() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
+def open_settled(path: Path, options: argparse.Namespace, *, auxiliaries: bool = False) -> Model:
+    """Open a checkpoint, and find out what neither the file nor the user says about its images.
+
+    Its preprocessing and the order of its classes are tried on images that it is not compared on,
+    where the data set has others; what they tell is printed.
+    """
+    from analysis.models import open_model
+    from analysis.preprocessing import choices_of, evidence_sentence, try_preprocessing
+
+    choices = file_choices(options)
+    given = {"auxiliaries": auxiliaries, "max_bytes": options.max_bytes}
+    model = open_model(path, options.device, choices=choices, **given)
+    if not model.assumed or options.dataset is None:
+        return model
+    try:
+        evidence = try_preprocessing(model, _other_images(options))
+    except InputError as error:
+        print(f"{model.name}: its preprocessing is assumed. {error}", file=sys.stderr)
+        return model
+    print(f"{model.name}: {evidence_sentence(evidence)}", file=sys.stderr)
+    return open_model(path, options.device, choices=choices_of(evidence, choices), **given)
+
+
+def _other_images(options: argparse.Namespace) -> ImageSample:
+    """Images of the split that is not measured on, where there is one."""
+    from analysis.features import sample_images
+    from analysis.preprocessing import DEFAULT_SAMPLES
+
+    given: dict[str, Any] = {
+        "folder": options.data_folder,
+        "image_size": options.image_size,
+        "default_samples": DEFAULT_SAMPLES,
+        "download": options.download,
+    }
+    try:
+        other = "train" if options.split != "train" else "test"
+        return sample_images(options.dataset, other, **given)
+    except InputError:
+        return sample_images(options.dataset, options.split, **given)
+
+
 def _run(options: argparse.Namespace, measures: Sequence[str], **given: Any) -> Study | None:
     """Open the checkpoints and run a study of them under a progress bar.
 
@@ -259,16 +305,15 @@ def _run(options: argparse.Namespace, measures: Sequence[str], **given: Any) -> 
         None in all but the first of the processes that torchrun started.
     """
     from analysis.distributed import leave  # torch: not for --help
-    from analysis.models import common_dataset, open_model, untrained
+    from analysis.models import common_dataset, untrained
     from analysis.run import answers_here, run_study
 
     models = [
-        open_model(path, options.device, auxiliaries="probe" in measures)
-        for path in options.checkpoints
+        open_settled(path, options, auxiliaries="probe" in measures) for path in options.checkpoints
     ]
     references: dict[str, Any] = {}
     if getattr(options, "ceiling", None) is not None:
-        references["ceiling"] = open_model(options.ceiling, options.device)
+        references["ceiling"] = open_settled(options.ceiling, options)
     if getattr(options, "floor", None) is not None:
         references["floor"] = untrained(models[0], options.floor)
     try:

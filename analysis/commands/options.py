@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from analysis.choices import Choices
 from analysis.request import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_NEIGHBOURS,
@@ -17,6 +18,36 @@ from analysis.request import (
 
 FLATTENED = "none"
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """How to read a file that this project did not write."""
+    add = parser.add_argument
+    add(
+        "--architecture",
+        metavar="NAME",
+        help="of those that fit the file (default: the likeliest; `inspect` lists the others)",
+    )
+    add("--state", metavar="NAME", help="the weights to take where a file holds several")
+    add_limit_option(parser)
+
+
+def add_limit_option(parser: argparse.ArgumentParser) -> None:
+    """How much a file may take."""
+    parser.add_argument(
+        "--max-bytes",
+        type=num_bytes,
+        default=4 * 2**30,
+        metavar="BYTES",
+        help="refuse larger files, and tensors of more (default: 4G)",
+    )
+
+
+def file_choices(options: argparse.Namespace) -> Choices:
+    """What the options say about a file; commands that open several say nothing of each."""
+    return Choices(
+        state=getattr(options, "state", None), architecture=getattr(options, "architecture", None)
+    )
 
 
 def add_image_options(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +71,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, metavar="PIXELS", help="resize the images of a folder")
     add("--dataset-title", metavar="TEXT", help="what to call the data of a folder")
     add("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    add_limit_option(parser)
     add("--json", action="store_true", help="print one JSON document")
 
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from analysis.choices import Choices
+from analysis.commands.options import add_file_options, file_choices
 from analysis.errors import InputError
 
 TOP = 5
@@ -25,6 +27,7 @@ def add_predict(commands: Any) -> None:
     parser.add_argument(
         "images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them"
     )
+    add_file_options(parser)
     parser.add_argument(
         "--mean",
         type=_numbers,
@@ -55,6 +58,8 @@ def run_predict(options: argparse.Namespace) -> None:
         mean=options.mean,
         std=options.std,
         top=options.top,
+        max_bytes=options.max_bytes,
+        choices=file_choices(options),
     )
     if options.json:
         print(json.dumps(document))
@@ -71,6 +76,8 @@ def predict(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     top: int = TOP,
+    max_bytes: int = 4 * 2**30,
+    choices: Choices | None = None,
 ) -> dict[str, Any]:
     """Classify image files.
 
@@ -80,6 +87,8 @@ def predict(
         mean: of pixel values in [0, 1], by channel; None takes the file's.
         std: likewise.
         top: classes listed an image, most probable first.
+        max_bytes: larger files are refused.
+        choices: what is said of a file that this project did not write.
 
     Returns:
         {"classes": K names, "images": [{"file", "logits" (K), "probabilities" (K), "top":
@@ -94,7 +103,7 @@ def predict(
     from analysis.models import open_model
     from analysis.preprocessing import logits_of, with_preprocessing
 
-    model = open_model(checkpoint)
+    model = open_model(checkpoint, max_bytes=max_bytes, choices=choices)
     metadata = model.metadata
     if mean is not None or std is not None:
         channels = metadata.input_size[0]
