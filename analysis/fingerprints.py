@@ -185,11 +185,7 @@ def shape_text(shape: Shape, hidden: Sequence[int] | set[int] = ()) -> str:
 
 def without_computed(shapes: Shapes) -> dict[str, Shape]:
     """Leave out what a network computes anew, and call keys what they are called today."""
-    return {
-        current_key(key): tuple(shape)
-        for key, shape in shapes.items()
-        if not is_computed(key)
-    }
+    return {current_key(key): tuple(shape) for key, shape in shapes.items() if not is_computed(key)}
 
 
 def is_computed(key: str) -> bool:
