@@ -6,8 +6,8 @@ beside this file that `scripts/make_fingerprints.py` writes. Neither library is 
 The fingerprint of a network is the sum, modulo 2^64, of a hash of each "key shape". In a shape "?"
 takes the place of what users change: the number of classes, the channels of the images, and the
 number of positions, which depends on the size of the images. Counters of BatchNorm and tables that
-are computed do not count, since not all files have them. The table says which entries these are; as it is a sum, all
-cases are tried without hashing anew.
+are computed do not count, since not all files have them. The table says which entries these are; as
+the fingerprint is a sum, all cases are tried without hashing anew.
 """
 
 from __future__ import annotations
