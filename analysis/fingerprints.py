@@ -7,7 +7,7 @@ The fingerprint of a network is the sum, modulo 2^64, of a hash of each "key sha
 takes the place of what users change: the number of classes, the channels of the images, and the
 number of positions, which depends on the size of the images. Counters of BatchNorm and tables that
 are computed do not count, since not all files have them. The table says which entries these are; as
-it is a sum, all cases are tried without hashing anew.
+the fingerprint is a sum, all cases are tried without hashing anew.
 """
 
 from __future__ import annotations

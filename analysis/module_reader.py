@@ -203,7 +203,7 @@ class ModuleReader:
 
     def _features(self, name: str, call: str, output: Any, num_images: int) -> Tensor:
         """Give a layer's output as (N, C, ...)."""
-        features = first_tensor(output)
+        features = _tensor_of_images(output, num_images)
         if features is None:
             raise UnreadableError(
                 name,
@@ -252,14 +252,25 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def first_tensor(output: Any) -> Tensor | None:
     """Find the first tensor of floating point numbers in tensors, tuples, lists and dicts."""
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
+    return next(_tensors(output), None)
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Find all tensors of floating point numbers in tensors, tuples, lists and dicts."""
+    if isinstance(output, Tensor) and output.is_floating_point():
+        yield output
     if isinstance(output, Mapping):
         output = list(output.values())
     if isinstance(output, (tuple, list)):
-        found = (first_tensor(part) for part in output)
-        return next((tensor for tensor in found if tensor is not None), None)
-    return None
+        for part in output:
+            yield from _tensors(part)
+
+
+def _tensor_of_images(output: Any, num_images: int) -> Tensor | None:
+    """Find the first tensor with a row for each image; where none has, the first of all."""
+    found = list(_tensors(output))
+    fitting = (part for part in found if part.dim() > 1 and len(part) == num_images)
+    return next(fitting, found[0] if found else None)
 
 
 def _logits(output: Any, num_images: int) -> Tensor | None:

@@ -242,7 +242,7 @@ def make_network(
         library: "torchvision" or "timm".
         name: as the library lists it.
         num_classes: K.
-        in_channels: C of the images; for torchvision always 3, see `_widen_input`.
+        in_channels: C of the images.
         image_size: pixels, where the network's tensors depend on it; else None.
         auxiliary: with classifiers beside the trunk, where it can have some.
 

@@ -116,7 +116,7 @@ def _uploaded_name(path: Path) -> str:
 
 
 def _with_distinct_names(entries: list[CheckpointFile]) -> list[CheckpointFile]:
-    """Add the computing.start of the checksum to every name that occurs twice."""
+    """Add the start of the checksum to every name that occurs twice."""
     names = [entry.name for entry in entries]
     return [
         replace(entry, name=f"{entry.name} {entry.sha256[:6]}")
@@ -183,7 +183,7 @@ def by_prefix(entries: Sequence[CheckpointFile], prefix: str) -> CheckpointFile 
 
 
 def first_pair(entries: Sequence[CheckpointFile]) -> tuple[CheckpointFile, CheckpointFile]:
-    """The pair to computing.start with: that of the overview if it is here, else the first two."""
+    """The pair to start with: that of the overview if it is here, else the first two."""
     by_sha256 = {entry.sha256: entry for entry in entries}
     for study in studies.pairs():
         pair = [by_sha256.get(entry.sha256) for entry in study.question.checkpoints[:2]]

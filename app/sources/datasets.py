@@ -36,7 +36,7 @@ def is_missing_folder(dataset: str) -> bool:
 
 
 def folder_prefix(dataset: str) -> str:
-    """What names of results on an image folder computing.start with; empty for a named data set."""
+    """What names of results on an image folder start with; empty for a named data set."""
     return f"{_folder_fingerprint(dataset)}-" if dataset.startswith(FOLDER_PREFIX) else ""
 
 

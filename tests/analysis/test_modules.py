@@ -501,6 +501,69 @@ def test_blocks_of_well_known_networks_are_those_of_their_papers(name, count, fi
     assert len(chosen) - 1 == count
 
 
+class Stage(nn.Module):
+    """A downsampling and blocks, which are of one class or not."""
+
+    def __init__(self, *blocks: nn.Module, name: str = "layers") -> None:
+        super().__init__()
+        self.downsample = nn.Conv2d(6, 6, 1)
+        self.name = name
+        self.add_module(name, nn.ModuleList(blocks))
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.downsample(features)
+        for block in getattr(self, self.name):
+            features = block(features)
+        return features
+
+
+def test_stages_that_hold_blocks_among_other_parts_are_opened(images):
+    double = nn.Sequential(nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1))
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 1),
+        Stage(Residual(6), Residual(6)),
+        Stage(Residual(6), Wrap(lambda net, x: net.conv(x), conv=double), name="blocks"),
+        Stage(Residual(6), Wrap(lambda net, x: net.conv(x), conv=double)),
+    )
+    model = from_module(net, input_size=SIZE)
+    assert model.layer_names == (
+        *("0", "1.downsample", "1.layers.0", "1.layers.1"),
+        *("2.downsample", "2.blocks.0", "2.blocks.1"),
+        "3",
+    )
+    assert tuple(read(model, images)) == model.layer_names
+
+
+class Unfolding(nn.Module):
+    """A block that works on quarters of the images, each in a row of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Residual(6), Residual(6)])
+
+    def forward(self, features: Tensor) -> Tensor:
+        quarters = torch.cat(features.chunk(4, dim=2))
+        for block in self.blocks:
+            quarters = block(quarters)
+        return torch.cat(quarters.chunk(4), dim=2)
+
+
+def test_of_blocks_without_a_row_for_each_image_the_part_they_lie_in_is_read(images):
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), Unfolding(), Residual(6))
+    model = from_module(net, input_size=SIZE)
+    assert model.layer_names == ("0", "1", "2")
+    assert read(model, images)["1"].shape == (7, 6, 8, 8)
+    with pytest.raises(InputError, match=r"'1.blocks.0' gives \(20, 6, 2, 8\) for 5 images"):
+        from_module(net, ["1.blocks.0"], input_size=SIZE)
+
+
+def test_of_several_outputs_the_first_with_a_row_for_each_image_is_read(images):
+    pair = Wrap(lambda net, x: (torch.cat([x, x]), net.conv(x)), conv=nn.Conv2d(3, 4, 1))
+    net = Wrap(lambda net, x: net.pair(x)[1], pair=pair)
+    model = from_module(net, ["pair"], input_size=SIZE)
+    torch.testing.assert_close(read(model, images)["pair"], pair.conv(images / 255).detach())
+
+
 def test_a_module_of_no_layers_is_refused():
     with pytest.raises(InputError, match="No layer of the module could be chosen"):
         from_module(nn.Flatten(), input_size=SIZE)
