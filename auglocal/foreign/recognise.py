@@ -264,7 +264,7 @@ def _check(
     backbone = outline(candidate)
     if backbone is None:
         raise Unrecognised(
-            f"The tensors are nearest to a {candidate.architecture} of width {candidate.width:g} "
+            f"The tensors are nearest to {candidate.architecture} of width {candidate.width:g} "
             f"with {candidate.num_classes} classes for {candidate.input_size[0]}-channel images, "
             f"which is beyond what this project builds; {ADVICE}."
         )
@@ -278,14 +278,14 @@ def _check(
         if key in expected and not _same_shape(key, shape, expected[key])
     ]
     troubles = [
-        _trouble("lacks", [_quote(key) for key in missing]),
+        _trouble("lacks (in our names)", [_quote(key) for key in missing]),
         _trouble("holds besides", [_quote(key) for key in unexpected]),
         _trouble("differs in shape:", mismatched),
         _trouble("has whole numbers for weights in", [_quote(key) for key in integers]),
     ]
     if any(troubles):
         raise Unrecognised(
-            f"The network is nearest to a {candidate.architecture} (keys of "
+            f"The network is nearest to {candidate.architecture} (keys of "
             f"{translation.variant}) but {'; '.join(filter(None, troubles))}. To open it, {ADVICE}."
         )
     return backbone
@@ -347,6 +347,6 @@ def _unknown(shapes: Shapes) -> Unrecognised:
     first = ", ".join(_quote(name) for name in list(shapes)[:NUM_NAMED])
     return Unrecognised(
         f"No backbone of this project has such names: {first} have no place in any. By the shapes "
-        f"it is nearest to a {nearest} ({common[nearest]} of {len(shapes)} tensors have a shape "
+        f"it is nearest to {nearest} ({common[nearest]} of {len(shapes)} tensors have a shape "
         f"found there); to open it, {ADVICE}."
     )
