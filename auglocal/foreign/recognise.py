@@ -141,15 +141,10 @@ def recognise(
     found = {key: shapes[name] for key, name in translation.keys.items()}
     candidates = find_candidates(found, is_imagenet_only=translation.is_imagenet_only)
     chosen = _choose(candidates, architecture)
-    integers = [
-        name
-        for key, name in translation.keys.items()
-        if not key.endswith(COUNTER) and not _is_floating(tensors[originals[name]])
-    ]
-    backbone = _check(chosen, found, translation, integers)
+    backbone = _check(chosen, found, translation, _integers(tensors, originals, translation))
     evidence = find_rule(backbone, translation.auxiliary, shapes)
     others = tuple(key for key in tensors if key not in names)
-    left_out = (*others, *(originals[n] for n in (*translation.left_out, *evidence.left_out)))
+    unused = (originals[name] for name in (*translation.left_out, *evidence.left_out))
     return Recognition(
         architecture=chosen.architecture,
         family=chosen.family,
@@ -163,22 +158,48 @@ def recognise(
         rule=evidence.rule,
         rule_options=evidence.rule_options,
         rule_evidence=_rule_evidence(translation, evidence),
-        local_blocks=tuple(
-            name for name in backbone.layer_names if evidence.keys and name in translation.auxiliary
-        ),
+        local_blocks=_local_blocks(backbone, translation, evidence),
         prefixes_stripped=stripped,
-        left_out=left_out,
-        alternatives=tuple(
-            Alternative(other.architecture, other.why)
-            for other in candidates
-            if other.architecture != chosen.architecture
-        ),
+        left_out=(*others, *unused),
+        alternatives=_alternatives(candidates, chosen),
         warnings=(
             *(_copy_warning(prefix) for prefix in other_copies(tensors, stripped)),
             *translation.warnings,
             *evidence.warnings,
             *_size_warning(chosen),
+            *_stray_warning(translation.left_out),
         ),
+    )
+
+
+def _integers(
+    tensors: Mapping[str, TensorLike], originals: Mapping[str, str], translation: Translation
+) -> list[str]:
+    """Names of weights that hold whole numbers."""
+    return [
+        name
+        for key, name in translation.keys.items()
+        if not key.endswith(COUNTER) and not _is_floating(tensors[originals[name]])
+    ]
+
+
+def _is_floating(tensor: TensorLike) -> bool:
+    """Whether values are fractions; a type that is not PyTorch's is trusted to be checked."""
+    return not isinstance(tensor.dtype, torch.dtype) or tensor.dtype.is_floating_point
+
+
+def _local_blocks(
+    backbone: Backbone, translation: Translation, evidence: RuleEvidence
+) -> tuple[str, ...]:
+    """Layers whose auxiliary networks were taken, input to output."""
+    names = translation.auxiliary if evidence.keys else {}
+    return tuple(name for name in backbone.layer_names if name in names)
+
+
+def _alternatives(candidates: Sequence[Candidate], chosen: Candidate) -> tuple[Alternative, ...]:
+    """All candidates but the chosen one."""
+    return tuple(
+        Alternative(other.architecture, other.why) for other in candidates if other is not chosen
     )
 
 
@@ -186,6 +207,17 @@ def _copy_warning(prefix: str) -> str:
     return (
         f"Another copy of the weights stands under {prefix!r} (an average of them, perhaps) and "
         "was not taken; it can be chosen."
+    )
+
+
+def _stray_warning(left_out: Sequence[str]) -> tuple[str, ...]:
+    """A sentence where tensors without a module stand beside the network."""
+    strays = [_quote(name) for name in left_out if not name.startswith(HARMLESS)]
+    if not strays:
+        return ()
+    return (
+        f"{_trouble('Left out:', strays)}; if the network computes with such tensors (the mean and "
+        "std of images, say), it computes otherwise here.",
     )
 
 
@@ -240,11 +272,6 @@ def outline(candidate: Candidate) -> Backbone | None:
         return None
     with torch.device("meta"):
         return builder(candidate.num_classes, candidate.input_size, candidate.width)
-
-
-def _is_floating(tensor: TensorLike) -> bool:
-    """Whether values are fractions; a type that is not PyTorch's is trusted to be checked."""
-    return not isinstance(tensor.dtype, torch.dtype) or tensor.dtype.is_floating_point
 
 
 def _check(

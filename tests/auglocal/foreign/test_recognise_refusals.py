@@ -193,6 +193,12 @@ def test_what_stands_beside_a_network_is_reported() -> None:
     assert set(found.keys.values()) == {f"model.{key}" for key in keys}
 
 
+def test_tensors_without_a_module_are_left_out_with_a_warning() -> None:
+    found = recognise(option_a(3, 3, 3) | {"mean": Shape((3, 1, 1)), "std": Shape((3, 1, 1))})
+    assert found.left_out == ("mean", "std")
+    assert found.warnings[0].startswith("Left out: 'mean', 'std'; if the network computes with")
+
+
 def test_an_average_beside_the_weights_is_reported_and_can_be_chosen() -> None:
     keys = option_a(3, 3, 3)
     state = {f"net.{key}": value for key, value in keys.items()}
