@@ -65,9 +65,10 @@ BACKBONES: dict[str, BackboneBuilder] = {
 # -option-a-end: the same, zeros after the channels;
 # -pooled: a 3x3 stem followed by a max pool; -unpooled: a 7x7 stem followed by none;
 # -v1: bottlenecks that halve in their first convolution, as first published;
+# -tf: an EfficientNet that pads and normalises as its authors' TensorFlow code does;
 # -hidden: a VGG for small images with two hidden layers before the classifier.
 PROJECTION, OPTION_A, OPTION_A_END = "-projection", "-option-a", "-option-a-end"
-POOLED, UNPOOLED, V1, HIDDEN = "-pooled", "-unpooled", "-v1", "-hidden"
+POOLED, UNPOOLED, V1, HIDDEN, FIRST_CODE = "-pooled", "-unpooled", "-v1", "-hidden", "-tf"
 SHORTCUT_BY_ENDING = {
     "": "projection",
     PROJECTION: "projection",
@@ -90,6 +91,9 @@ VARIANTS: dict[str, BackboneBuilder] = {
         for depth in (50, 101, 152)
         for form in ("", IMAGENET)
     },
+    f"efficientnet-b0{IMAGENET}{FIRST_CODE}": partial(
+        efficientnet_b0, imagenet=True, is_first_code=True
+    ),
     **{
         f"vgg{depth}{HIDDEN}": partial(vgg, depth, imagenet=False, hidden=True)
         for depth in (11, 13, 16, 19)

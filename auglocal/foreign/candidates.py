@@ -18,6 +18,7 @@ from torchvision.models.resnet import BasicBlock
 from auglocal.backbones import efficientnet, mobilenetv2, regnet, resnet, resnet_cifar, vgg
 from auglocal.backbones.registry import (
     BACKBONES,
+    FIRST_CODE,
     HIDDEN,
     IMAGENET,
     OPTION_A,
@@ -40,6 +41,9 @@ SHOWS_POOLED = "the same shapes, if a max pool ends the stem"
 SHOWS_UNPOOLED = "the same shapes, if no max pool ends the stem"
 SHOWS_V1 = (
     "the same shapes, if bottlenecks halve in their first convolution (v1), not in the second"
+)
+SHOWS_FIRST_CODE = (
+    "the same shapes, if it pads and normalises as the authors' TensorFlow code (timm's tf_...)"
 )
 SHOWS_SMALL = "the same shapes, if the first layers keep small images whole (the CIFAR form)"
 SHOWS_LARGE = "the same shapes, if the first layers halve images as published for ImageNet"
@@ -220,9 +224,12 @@ def _efficientnets(shapes: Shapes, *, is_imagenet_only: bool) -> list[Candidate]
     published = [efficientnet.STEM_CHANNELS, *(stage[3] for stage in efficientnet.STAGES)]
     seen = _channels(shapes, ["block.2.0", *["block.3.0"] * (len(efficientnet.STAGES) - 1)])
     width = _fit_width(seen, published, partial(_predict, published))
-    return _both_forms(
+    forms = _both_forms(
         shapes, "efficientnet-b0", "EfficientNet", width, is_imagenet_only=is_imagenet_only
     )
+    large = max(forms, key=lambda form: form.input_size[1])
+    tensorflow = replace(large, architecture=large.architecture + FIRST_CODE, why=SHOWS_FIRST_CODE)
+    return [forms[0], tensorflow, forms[1]] if is_imagenet_only else [*forms, tensorflow]
 
 
 def _regnets(shapes: Shapes, *, is_imagenet_only: bool) -> list[Candidate]:

@@ -141,15 +141,10 @@ def recognise(
     found = {key: shapes[name] for key, name in translation.keys.items()}
     candidates = find_candidates(found, is_imagenet_only=translation.is_imagenet_only)
     chosen = _choose(candidates, architecture)
-    integers = [
-        name
-        for key, name in translation.keys.items()
-        if not key.endswith(COUNTER) and not _is_floating(tensors[originals[name]])
-    ]
-    backbone = _check(chosen, found, translation, integers)
+    backbone = _check(chosen, found, translation, _integers(tensors, originals, translation))
     evidence = find_rule(backbone, translation.auxiliary, shapes)
     others = tuple(key for key in tensors if key not in names)
-    left_out = (*others, *(originals[n] for n in (*translation.left_out, *evidence.left_out)))
+    unused = (originals[name] for name in (*translation.left_out, *evidence.left_out))
     return Recognition(
         architecture=chosen.architecture,
         family=chosen.family,
@@ -163,22 +158,48 @@ def recognise(
         rule=evidence.rule,
         rule_options=evidence.rule_options,
         rule_evidence=_rule_evidence(translation, evidence),
-        local_blocks=tuple(
-            name for name in backbone.layer_names if evidence.keys and name in translation.auxiliary
-        ),
+        local_blocks=_local_blocks(backbone, translation, evidence),
         prefixes_stripped=stripped,
-        left_out=left_out,
-        alternatives=tuple(
-            Alternative(other.architecture, other.why)
-            for other in candidates
-            if other.architecture != chosen.architecture
-        ),
+        left_out=(*others, *unused),
+        alternatives=_alternatives(candidates, chosen),
         warnings=(
             *(_copy_warning(prefix) for prefix in other_copies(tensors, stripped)),
             *translation.warnings,
             *evidence.warnings,
             *_size_warning(chosen),
+            *_stray_warning(translation.left_out),
         ),
+    )
+
+
+def _integers(
+    tensors: Mapping[str, TensorLike], originals: Mapping[str, str], translation: Translation
+) -> list[str]:
+    """Names of weights that hold whole numbers."""
+    return [
+        name
+        for key, name in translation.keys.items()
+        if not key.endswith(COUNTER) and not _is_floating(tensors[originals[name]])
+    ]
+
+
+def _is_floating(tensor: TensorLike) -> bool:
+    """Whether values are fractions; a type that is not PyTorch's is trusted to be checked."""
+    return not isinstance(tensor.dtype, torch.dtype) or tensor.dtype.is_floating_point
+
+
+def _local_blocks(
+    backbone: Backbone, translation: Translation, evidence: RuleEvidence
+) -> tuple[str, ...]:
+    """Layers whose auxiliary networks were taken, input to output."""
+    names = translation.auxiliary if evidence.keys else {}
+    return tuple(name for name in backbone.layer_names if name in names)
+
+
+def _alternatives(candidates: Sequence[Candidate], chosen: Candidate) -> tuple[Alternative, ...]:
+    """All candidates but the chosen one."""
+    return tuple(
+        Alternative(other.architecture, other.why) for other in candidates if other is not chosen
     )
 
 
@@ -186,6 +207,17 @@ def _copy_warning(prefix: str) -> str:
     return (
         f"Another copy of the weights stands under {prefix!r} (an average of them, perhaps) and "
         "was not taken; it can be chosen."
+    )
+
+
+def _stray_warning(left_out: Sequence[str]) -> tuple[str, ...]:
+    """A sentence where tensors without a module stand beside the network."""
+    strays = [_quote(name) for name in left_out if not name.startswith(HARMLESS)]
+    if not strays:
+        return ()
+    return (
+        f"{_trouble('Left out:', strays)}; if the network computes with such tensors (the mean and "
+        "std of images, say), it computes otherwise here.",
     )
 
 
@@ -242,11 +274,6 @@ def outline(candidate: Candidate) -> Backbone | None:
         return builder(candidate.num_classes, candidate.input_size, candidate.width)
 
 
-def _is_floating(tensor: TensorLike) -> bool:
-    """Whether values are fractions; a type that is not PyTorch's is trusted to be checked."""
-    return not isinstance(tensor.dtype, torch.dtype) or tensor.dtype.is_floating_point
-
-
 def _check(
     candidate: Candidate, found: Shapes, translation: Translation, integers: Sequence[str]
 ) -> Backbone:
@@ -264,7 +291,7 @@ def _check(
     backbone = outline(candidate)
     if backbone is None:
         raise Unrecognised(
-            f"The tensors are nearest to a {candidate.architecture} of width {candidate.width:g} "
+            f"The tensors are nearest to {candidate.architecture} of width {candidate.width:g} "
             f"with {candidate.num_classes} classes for {candidate.input_size[0]}-channel images, "
             f"which is beyond what this project builds; {ADVICE}."
         )
@@ -278,14 +305,14 @@ def _check(
         if key in expected and not _same_shape(key, shape, expected[key])
     ]
     troubles = [
-        _trouble("lacks", [_quote(key) for key in missing]),
+        _trouble("lacks (in our names)", [_quote(key) for key in missing]),
         _trouble("holds besides", [_quote(key) for key in unexpected]),
         _trouble("differs in shape:", mismatched),
         _trouble("has whole numbers for weights in", [_quote(key) for key in integers]),
     ]
     if any(troubles):
         raise Unrecognised(
-            f"The network is nearest to a {candidate.architecture} (keys of "
+            f"The network is nearest to {candidate.architecture} (keys of "
             f"{translation.variant}) but {'; '.join(filter(None, troubles))}. To open it, {ADVICE}."
         )
     return backbone
@@ -347,6 +374,6 @@ def _unknown(shapes: Shapes) -> Unrecognised:
     first = ", ".join(_quote(name) for name in list(shapes)[:NUM_NAMED])
     return Unrecognised(
         f"No backbone of this project has such names: {first} have no place in any. By the shapes "
-        f"it is nearest to a {nearest} ({common[nearest]} of {len(shapes)} tensors have a shape "
+        f"it is nearest to {nearest} ({common[nearest]} of {len(shapes)} tensors have a shape "
         f"found there); to open it, {ADVICE}."
     )

@@ -59,10 +59,6 @@ EFFICIENT_PARTS_FIRST = {
     "conv_pw": "block.2.0",
     "bn2": "block.2.1",
 }
-TIMM_WARNING = (
-    "timm's models named tf_... have the same keys and shapes, and other padding and another "
-    "epsilon in BatchNorm: of such a file the logits would differ."
-)
 
 
 def translate(shapes: Shapes) -> Translation | None:
@@ -130,5 +126,4 @@ def _translate_timm(shapes: Shapes) -> Translation:
         keys,
         left_out=left_out,
         is_imagenet_only=True,
-        warnings=(TIMM_WARNING,),
     )

@@ -27,6 +27,7 @@ from tests.auglocal.foreign.wild.straight import (
     TimmMobile,
     TimmRegNet,
     TimmVGG,
+    TorchvisionVGG,
     WholeLayerVGG,
 )
 from tests.auglocal.foreign.wild.weights import fill, random_images
@@ -42,6 +43,17 @@ def torchvision_model(name: str, **options: object) -> nn.Module:
     # Its RegNet computes its stages with tensors whose values it reads.
     with contextlib.nullcontext() if "regnet" in name else torch.device("meta"):
         return torchvision.models.get_model(name, weights=None, **options)
+
+
+def small_image_mobilenet(width: float) -> nn.Module:
+    """MobileNetV2 whose stem and second stage do not halve, as chenyaofo/pytorch-cifar-models."""
+    stages = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2]]
+    stages += [[6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
+    network = torchvision_model(
+        "mobilenet_v2", num_classes=100, width_mult=width, inverted_residual_setting=stages
+    )
+    network.features[0][0].stride = (1, 1)
+    return network
 
 
 # What people save, the size of the images it takes, and what it is.
@@ -110,6 +122,16 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, tuple[str, str, float, i
         partial(WholeLayerVGG, 13, 1, 20),
         64,
         ("vgg13-imagenet", "AugLocal authors", 1 / 64, 20),
+    ),
+    "torchvision VGG": (
+        partial(TorchvisionVGG, 11, 1, 1000),
+        96,
+        ("vgg11-imagenet", "torchvision", 1 / 64, 1000),
+    ),
+    "chenyaofo MobileNetV2": (
+        partial(small_image_mobilenet, 0.5),
+        32,
+        ("mobilenetv2", "torchvision", 0.5, 100),
     ),
     "timm VGG": (partial(TimmVGG, 11, 1, 20), 224, ("vgg11-imagenet", "timm", 1 / 64, 20)),
     "timm MobileNetV2": (
@@ -223,6 +245,22 @@ def test_a_network_of_timm_itself_computes_the_same(name: str) -> None:
     found = recognise(state)
     assert found.architecture == TIMM[name]
     assert_equal_logits(convert(state, found), reference, random_images(2, 3, 64))
+
+
+def test_a_tensorflow_network_of_timm_is_an_alternative_that_computes_the_same() -> None:
+    timm = pytest.importorskip("timm")
+    reference = timm.create_model("tf_efficientnet_b0", pretrained=False, num_classes=6)
+    state = fill(reference)
+    name = recognise(state).alternatives[0].architecture
+    assert name == "efficientnet-b0-imagenet-tf"
+    found = recognise(state, architecture=name)
+    images = random_images(2, 3, 64)
+    with torch.no_grad():
+        plain = convert(state, recognise(state))(images)
+        assert not torch.allclose(plain, reference(images), rtol=1e-3, atol=1e-3)
+    # Sizes that leave no pixel, one and several over at strides of 2.
+    for size in (64, 75, 50):
+        assert_equal_logits(convert(state, found), reference, random_images(2, 3, size))
 
 
 # ------------------------------------------------------------------------- the real file

@@ -18,10 +18,12 @@ from auglocal.errors import InputError
 from auglocal.plan import count_parameters
 from auglocal.rules.registry import RULES
 
+DEEP = {"resnet34", "resnet101", "resnet152", "vgg16", "vgg19"}
+
 
 def test_a_variant_differs_from_its_plain_form_and_has_its_layers() -> None:
     assert not BACKBONES.keys() & VARIANTS.keys()
-    for name in list(VARIANTS)[::3]:
+    for name in (each for each in VARIANTS if not set(each.split("-")) & DEEP):
         plain = name.rsplit("-", 1)[0]
         ours, theirs = (build_meta_backbone(each, input_size=(3, 64, 64)) for each in (name, plain))
         assert ours.layer_names == theirs.layer_names

@@ -58,6 +58,20 @@ class ChenyaofoVGG(Features):
         return self.classifier(self.features(x).flatten(1))
 
 
+class TorchvisionVGG(Features):
+    """Seven by seven pixels, whatever the image, and two hidden layers of 4096."""
+
+    def __init__(self, depth: int, width: int, num_classes: int) -> None:
+        super().__init__(depth, width)
+        hidden: list[nn.Module] = []
+        for num_in in (49 * self.num_out, 4096):
+            hidden += [nn.Linear(num_in, 4096), nn.ReLU(), nn.Dropout()]
+        self.classifier = nn.Sequential(*hidden, nn.Linear(4096, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(F.adaptive_avg_pool2d(self.features(x), 7).flatten(1))
+
+
 class TimmVGG(Features):
     """The hidden layers are convolutions, of 7x7 pixels and of one."""
 
