@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,20 +9,15 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from analysis.errors import InputError
 from app import jobs
-from app.sources import folders, studies
-from auglocal.errors import writing
-from auglocal.files import file_sha256, write_whole
+from app.sources import folders, library, studies, training
+from auglocal.files import file_sha256
 
 if TYPE_CHECKING:
     from auglocal.checkpoint import CheckpointMetadata
 
 
-MOST_UPLOADS = 50
-
-
-MOST_UPLOADED_BYTES = 64 * 2**20
+SHIPPED, UPLOADED, TRAINED = "this project", "uploaded", "trained here"
 
 
 @dataclass(frozen=True)
@@ -34,28 +27,36 @@ class CheckpointFile:
     Attributes:
         name: a short readable one; text from outside, to be shown as text only.
         path, sha256, size: the file, its checksum and its bytes.
-        uploaded: whether it came through the page rather than with the project.
-        rule: the rule that trained it.
+        origin: `SHIPPED`, `UPLOADED` or `TRAINED`.
+        rule: the rule that trained it, as the user labels it or else as the file says.
+        added: when the file came or was written, seconds since 1970.
     """
 
     name: str
     path: Path
     sha256: str
     size: int
-    uploaded: bool
+    origin: str
     rule: str
+    added: float
+
+    @property
+    def uploaded(self) -> bool:
+        """Whether it came through the page, and can be renamed, labelled and deleted there."""
+        return self.origin == UPLOADED
 
 
 def checkpoint_files() -> tuple[list[CheckpointFile], list[str]]:
     """All checkpoints on this machine, and a sentence for each file that cannot be opened."""
-    shipped = sorted(folders.shipped_folder().glob("*.safetensors"))
-    uploaded = sorted((folders.library_folder() / "checkpoints").glob("*.safetensors"))
+    paths = {path: SHIPPED for path in sorted(folders.shipped_folder().glob("*.safetensors"))}
+    paths |= {path: UPLOADED for path in sorted(library.checkpoints_folder().glob("*.safetensors"))}
+    paths |= {path: TRAINED for path in training.finished_checkpoints()}
     rules = _studied_rules()
     found: dict[str, CheckpointFile] = {}
     problems: list[str] = []
-    for path in (*shipped, *uploaded):
+    for path, origin in paths.items():
         try:
-            entry = _open_checkpoint(path, path in uploaded, rules)
+            entry = _open_checkpoint(path, origin, rules)
             found.setdefault(entry.sha256, entry)
         except ValueError as error:
             problems.append(jobs.sentence(error))
@@ -73,13 +74,18 @@ def _studied_rules() -> dict[str, str]:
     }
 
 
-def _open_checkpoint(path: Path, uploaded: bool, rules: dict[str, str]) -> CheckpointFile:
+def _open_checkpoint(path: Path, origin: str, rules: dict[str, str]) -> CheckpointFile:
     """What the lists of pages show of a file."""
     stamp = folders.stamp(path)
     sha256 = _sha256(*stamp)
-    rule = rules.get(sha256) or _metadata(*stamp).rule
-    name = _uploaded_name(path) if uploaded else path.stem
-    return CheckpointFile(name, path, sha256, stamp[1], uploaded, rule)
+    note = library.read_note(path) if origin == UPLOADED else {}
+    rule = note.get("rule") or rules.get(sha256) or _metadata(*stamp).rule
+    name = {
+        SHIPPED: path.stem,
+        UPLOADED: str(note.get("name", path.stem[:12])),
+        TRAINED: path.parent.name,
+    }[origin]
+    return CheckpointFile(name, path, sha256, stamp[1], origin, str(rule), path.stat().st_mtime)
 
 
 def metadata(entry: CheckpointFile) -> CheckpointMetadata:
@@ -108,13 +114,6 @@ def _metadata(path: str, size: int, changed: int) -> CheckpointMetadata:
     return read_metadata(path)
 
 
-def _uploaded_name(path: Path) -> str:
-    """The name an uploaded file came with, kept beside the copy."""
-    with contextlib.suppress(OSError, ValueError):
-        return Path(path.with_suffix(".name").read_text(encoding="utf-8").strip()).stem[:80]
-    return path.stem[:12]
-
-
 def _with_distinct_names(entries: list[CheckpointFile]) -> list[CheckpointFile]:
     """Add the start of the checksum to every name that occurs twice."""
     names = [entry.name for entry in entries]
@@ -124,56 +123,6 @@ def _with_distinct_names(entries: list[CheckpointFile]) -> list[CheckpointFile]:
         else entry
         for entry in entries
     ]
-
-
-def keep_upload(name: str, content: bytes) -> CheckpointFile:
-    """Check an uploaded checkpoint and keep a copy named by its checksum.
-
-    Args:
-        name: the file's name where it came from.
-        content: its bytes.
-
-    Raises:
-        ValueError: not a checkpoint of ours, too large, or too many are kept; one sentence.
-        auglocal.errors.WorkError: the copy cannot be written.
-    """
-    from auglocal.checkpoint import load_checkpoint
-
-    if len(content) > MOST_UPLOADED_BYTES:
-        raise InputError(
-            f"The file is larger than {MOST_UPLOADED_BYTES // 2**20} MB; upload a smaller one, or "
-            "train without keeping the auxiliary networks."
-        )
-    sha256 = hashlib.sha256(content).hexdigest()
-    present = next((entry for entry in checkpoint_files()[0] if entry.sha256 == sha256), None)
-    if present is not None:
-        return present
-    folder = folders.library_folder() / "checkpoints"
-    path = folder / f"{sha256}.safetensors"
-    if not path.exists() and len(list(folder.glob("*.safetensors"))) >= MOST_UPLOADS:
-        raise InputError(
-            f"There are already {MOST_UPLOADS} uploaded checkpoints; delete one first."
-        )
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    candidate = folder / f"{sha256}.candidate"
-    try:
-        write_whole(candidate, content)
-        load_checkpoint(candidate)
-        write_whole(path.with_suffix(".name"), name[:200].encode())
-        candidate.replace(path)
-    except ValueError as error:
-        raise InputError(str(error).replace(candidate.name, "The file")) from error
-    finally:
-        candidate.unlink(missing_ok=True)
-    return _open_checkpoint(path, True, {})
-
-
-def delete_upload(entry: CheckpointFile) -> None:
-    """Delete an uploaded checkpoint; shipped ones are never touched."""
-    if entry.uploaded:
-        entry.path.unlink(missing_ok=True)
-        entry.path.with_suffix(".name").unlink(missing_ok=True)
 
 
 def by_prefix(entries: Sequence[CheckpointFile], prefix: str) -> CheckpointFile | None:

@@ -183,7 +183,7 @@ def complain(arguments, capsys) -> tuple[int, str]:
         (["study", "A", "B"], "required: --out"),
         (["cka", "A", "none.safetensors"], "There is no file none.safetensors"),
         (["cka", "A", "."], "is a folder"),
-        (["cka", "A", "LETTER"], "letter.safetensors is damaged or not a safetensors file"),
+        (["cka", "A", "LETTER"], "letter.safetensors is a text file, not a checkpoint"),
         (["cka", "A", "B", "--dataset", "mnist"], "no data set 'mnist'"),
         (["cka", "A", "B", "--dataset", "imagefolder:nowhere"], "There is no folder nowhere"),
         (

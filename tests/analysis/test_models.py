@@ -275,7 +275,7 @@ def test_a_folder_is_refused(tmp_path):
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
     path = tmp_path / "letter.safetensors"
     path.write_text("Dear reader")
-    with pytest.raises(InputError, match="damaged or not a safetensors file"):
+    with pytest.raises(InputError, match="is a text file, not a checkpoint"):
         open_model(path)
 
 
