@@ -33,7 +33,6 @@ LAYER = RULE_STYLES["bp"].colour
 AUXILIARY = RULE_STYLES["auglocal"].colour
 LATER = "rgba(128, 140, 148, 0.14)"
 BOX = "rgba(128, 140, 148, 0.22)"
-TALL = 620  # pixels of three pictures above each other
 UPPER, BOX_HEIGHT, BOX_WIDTH = 1.7, 0.62, 0.72  # in units of layers along, and of rows up
 ROOM_FOR_TEXT = 0.085  # of the width, between boxes that have words above them
 
@@ -79,7 +78,7 @@ def copies_map(plan: Plan, chosen: int, *, title: str) -> go.Figure:
     lay_out(figure, title)
     num = len(names)
     shapes = [
-        {"type": "path", "path": _staircase(num), "fillcolor": LATER, "line_width": 0},
+        {"type": "path", "path": _later_cells(plan), "fillcolor": LATER, "line_width": 0},
         *_stage_lines(names),
         {
             "type": "rect",
@@ -169,13 +168,13 @@ def copy_text(row: Row, place: int) -> str:
     return f"{channels}, stride {row['strides'][place]}"
 
 
-def _staircase(size: int) -> str:
-    """The outline of all cells whose column comes after their row, as an SVG path."""
-    points = [(0.5, -0.5)]
-    for index in range(1, size):
-        points += [(index - 0.5, index - 0.5), (index + 0.5, index - 0.5)]
-    points = [*points, (size - 0.5, size - 1.5), (size - 0.5, -0.5)]
-    return "M " + " L ".join(f"{x},{y}" for x, y in points) + " Z"
+def _later_cells(plan: Plan) -> str:
+    """All cells of local layers with the layers after them, as an SVG path."""
+    end = len(plan["layers"]) - 0.5
+    rows = [row["layer"] for row in plan["auxiliaries"]]
+    return " ".join(
+        f"M {row + 0.5},{row - 0.5} H {end} V {row + 0.5} H {row + 0.5} Z" for row in rows
+    )
 
 
 def _stage_lines(names: Sequence[str]) -> list[dict[str, object]]:
@@ -251,7 +250,13 @@ def _line(xs: tuple[float, float], ys: tuple[float, float], **style: object) -> 
 def _backbone_shapes(plan: Plan, row: Row | None) -> list[dict[str, object]]:
     """The boxes of the backbone, the line through them and the ends of its blocks."""
     num = len(plan["layers"])
-    shapes = [_line((-0.7, num), (0, 0), color=NEUTRAL, width=1.5)]
+    shapes: list[dict[str, object]] = [
+        {
+            "type": "path",
+            "path": _between_boxes([-1, *range(num + 1)], 0),
+            "line": {"color": NEUTRAL, "width": 1.5},
+        }
+    ]
     copied = set(row["selected"]) if row is not None else set()
     for index in range(num):
         is_chosen = row is not None and index == row["layer"]
@@ -273,7 +278,7 @@ def _auxiliary_shapes(row: Row, num: int) -> list[dict[str, object]]:
     end = num if row["selected"] else row["layer"] + 1.2
     shapes = [
         _line((row["layer"], row["layer"]), (half, UPPER), **flow),
-        _line((row["layer"], end), (UPPER, UPPER), **flow),
+        {"type": "path", "path": _way_in(row, end), "line": flow},
     ]
     for index, stride in zip(row["selected"], row["strides"]):
         dots = {"color": AUXILIARY, "width": 1.2, "dash": "dot"}
@@ -281,6 +286,22 @@ def _auxiliary_shapes(row: Row, num: int) -> list[dict[str, object]]:
         shapes.append(_box(index, UPPER, HALVED if stride > 1 else COPIED, AUXILIARY))
     shapes.append(_box(end, UPPER, BOX, AUXILIARY))
     return shapes
+
+
+def _between_boxes(places: Sequence[float], y: float) -> str:
+    """A line through boxes, left out inside them, as an SVG path."""
+    half = BOX_WIDTH / 2
+    return " ".join(
+        f"M {before + half},{y} L {after - half},{y}"
+        for before, after in itertools.pairwise(places)
+    )
+
+
+def _way_in(row: Row, end: float) -> str:
+    """The line from above the local layer through the copies to the end, as an SVG path."""
+    places = [*row["selected"], end]
+    first = f"M {row['layer']},{UPPER} L {places[0] - BOX_WIDTH / 2},{UPPER}"
+    return f"{first} {_between_boxes(places, UPPER)}".strip()
 
 
 def _word(x: float, y: float, words: str, side: str) -> dict[str, object]:
@@ -355,9 +376,9 @@ def cost_bars(names: Sequence[str], rows: Sequence[CostRow], *, title: str) -> g
     for place, row in enumerate(rows, start=1):
         axis = f"y{place}"
         first = place == 1
-        for values, name, colour, pattern in (
-            (row.layers, "the layer", LAYER, ""),
-            (row.auxiliaries, "its auxiliary network", AUXILIARY, "/"),
+        for values, name, colour in (
+            (row.layers, "the layer", LAYER),
+            (row.auxiliaries, "its auxiliary network", AUXILIARY),
         ):
             figure.add_trace(
                 go.Bar(
@@ -367,7 +388,7 @@ def cost_bars(names: Sequence[str], rows: Sequence[CostRow], *, title: str) -> g
                     legendgroup=name,
                     showlegend=first,
                     yaxis=axis,
-                    marker={"color": colour, "line": {"width": 0}, "pattern": {"shape": pattern}},
+                    marker={"color": colour, "line": {"width": 0}},
                     customdata=labels,
                     hovertemplate=f"<b>%{{customdata}}</b><br>{name}: %{{y:,.4~g}} "
                     f"{text(row.title)}<extra></extra>",
@@ -423,9 +444,7 @@ def _stack(figure: go.Figure, rows: Sequence[CostRow]) -> None:
                 }
             }
         )
-    figure.update_layout(
-        barmode="stack", bargap=0.15, height=TALL if len(rows) > 2 else HEIGHT
-    )
+    figure.update_layout(barmode="stack", bargap=0.15, height=HEIGHT)
 
 
 def _ticks(names: Sequence[str]) -> tuple[list[float], list[str]]:

@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import streamlit as st
 
@@ -107,6 +107,80 @@ class Progress:
 
 
 # ---------------------------------------------------------------------------------- what to train
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of `TrainConfig`, for a form.
+
+    `kind` is bool, int, float, str or "ints" (whole numbers with commas between them); `choices`
+    are names to pick from, none where anything goes; `smallest` is the least number allowed.
+    """
+
+    name: str
+    doc: str
+    default: Any
+    kind: Any
+    is_optional: bool
+    choices: tuple[str, ...]
+    smallest: int | None
+
+
+@st.cache_resource(show_spinner=False)
+def config_fields() -> dict[str, Field]:
+    """All fields of `TrainConfig`, by name."""
+    from auglocal import config
+    from auglocal.commands.shared import CHOICES
+    from auglocal.data import AUGMENTATIONS
+    from auglocal.schedule import SCHEDULES
+
+    choices = {
+        **CHOICES,
+        "dataset": tuple(name for name in CHOICES["dataset"] if ":" not in name),
+        "augmentation": tuple(AUGMENTATIONS),
+        "schedule": tuple(SCHEDULES),
+        "precision": config.PRECISION_NAMES,
+        "snapshot_dtype": tuple(config.WEIGHT_TYPES),
+        "device": config.DEVICE_NAMES,
+    }
+    kinds = get_type_hints(config.TrainConfig)
+    found = {}
+    for item in fields(config.TrainConfig):
+        parts = get_args(kinds[item.name])
+        is_ints = kinds[item.name] == tuple[int, ...]
+        found[item.name] = Field(
+            name=item.name,
+            doc=item.metadata["doc"],
+            default=item.default,
+            kind="ints" if is_ints else parts[0] if parts else kinds[item.name],
+            is_optional=type(None) in parts,
+            choices=choices.get(item.name, ()),
+            smallest=config.SMALLEST.get(item.name),
+        )
+    return found
+
+
+def is_relevant(name: str, rule: str) -> bool:
+    """Whether a rule knows an option; options that are no rule's matter to all."""
+    from auglocal.rules.registry import RULES
+
+    owners = [key for key, kind in RULES.items() if name in {item.name for item in fields(kind)}]
+    return not owners or rule in owners
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Numbers of a text such as 0,1,4.
+
+    Raises:
+        InputError: it is no such text.
+    """
+    try:
+        return tuple(int(part) for part in text.replace(" ", "").split(",") if part)
+    except ValueError as error:
+        raise InputError(
+            f"The snapshot epochs must be whole numbers with commas between them, such as 0,1,4, "
+            f"not {text!r}."
+        ) from error
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)
@@ -485,7 +559,9 @@ def _process_started(pid: int) -> str | None:
 def _is_finished(folder: Path) -> bool:
     """Whether a run folder's last epoch is its configuration's last."""
     lines = _metric_lines(folder)
-    return bool(lines) and lines[-1].get("epoch") == _read_json(folder / "config.json").get("epochs")
+    return bool(lines) and lines[-1].get("epoch") == _read_json(folder / "config.json").get(
+        "epochs"
+    )
 
 
 def _metric_lines(folder: Path) -> list[dict[str, Any]]:

@@ -47,10 +47,10 @@ def pick_number(
     """A number within bounds; whole if its default is."""
     is_whole = isinstance(default, int)
     key = restore(name, default, links.whole_number if is_whole else parse_float)
-    st.session_state[key] = min(max(st.session_state[key], lowest), highest)
-    return st.number_input(
-        title, lowest, highest, key=key, persist_state="session", required=True, **options
-    )
+    kept = st.session_state[key]
+    st.session_state[key] = default if kept is None else min(max(kept, lowest), highest)
+    value = st.number_input(title, lowest, highest, key=key, persist_state="session", **options)
+    return default if value is None else value
 
 
 def pick_images() -> tuple[str, int, int]:
@@ -250,8 +250,9 @@ def clicked(plan: dict[str, Any]) -> None:
 
 
 @st.fragment
-def draw_networks(plan: dict[str, Any]) -> None:
-    """The chosen layer's network over the backbone, and the map of all copies."""
+def draw_networks(answer: PlanAnswer, setting: Setting) -> None:
+    """The chosen layer's network over the backbone, the map of all copies, and the costs."""
+    plan = answer.plan
     chosen = pick_layer(plan)
     if chosen is None:
         title = "One block: the gradient runs through all layers"
@@ -265,6 +266,7 @@ def draw_networks(plan: dict[str, Any]) -> None:
             "BP trains all layers by one loss at the end, so there are no auxiliary networks. Pick "
             "another rule to see some."
         )
+        draw_costs(answer, setting)
         return
     name = plan["layers"][chosen]["name"]
     st.plotly_chart(
@@ -279,16 +281,29 @@ def draw_networks(plan: dict[str, Any]) -> None:
         "with weights of its own. Strokes below: no gradient passes there."
     )
     if any(row["selected"] for row in plan["auxiliaries"]):
-        st.plotly_chart(
-            figures.copies_map(plan, chosen, title="Which later layers each local layer copies"),
-            key="copies-chart",
-            on_select=lambda: clicked(plan),
-            selection_mode="points",
-            config=CONFIG,
-            alt="Map of local layers and the later layers that they copy",
-        )
-        st.caption("Click a row, or pick a local layer above. Layers above the last row train with "
-                   "the classifier.")
+        left, right = widgets.side_by_side()
+        with left:
+            draw_map(plan, chosen)
+        with right:
+            draw_costs(answer, setting)
+    else:
+        draw_costs(answer, setting)
+
+
+def draw_map(plan: dict[str, Any], chosen: int) -> None:
+    """All copies of all local layers; a click picks one."""
+    st.plotly_chart(
+        figures.copies_map(plan, chosen, title="Which later layers each local layer copies"),
+        key="copies-chart",
+        on_select=lambda: clicked(plan),
+        selection_mode="points",
+        config=CONFIG,
+        alt="Map of local layers and the later layers that they copy",
+    )
+    st.caption(
+        "Click a row, or pick a local layer above. Rows without cells train with a later layer or "
+        "with the classifier."
+    )
 
 
 def draw_costs(answer: PlanAnswer, setting: Setting) -> None:
@@ -353,8 +368,7 @@ def page() -> None:
         st.warning(texts.plain(jobs.sentence(error)))
         return
     draw_totals(answer, setting)
-    draw_networks(answer.plan)
-    draw_costs(answer, setting)
+    draw_networks(answer, setting)
     draw_files(answer, setting, dataset)
 
 
