@@ -43,7 +43,8 @@ def losses_by_epoch(lines: Lines, rule: str, epochs: int) -> go.Figure:
                     "width": 2 if is_output else 1,
                 },
                 marker={"size": 6 if is_output else 3},
-                hovertemplate=f"<b>{text(block)}</b><br>epoch %{{x}}: loss %{{y:.4f}}<extra></extra>",
+                hovertemplate=f"<b>{text(block)}</b><br>epoch %{{x}}: loss %{{y:.4f}}"
+                "<extra></extra>",
             )
         )
     _finish(figure, "Training loss by epoch", epochs)

@@ -109,9 +109,8 @@ def csv_text(answer: PlanAnswer) -> str:
         index = layer["index"]
         row, extra = rows.get(index), extras.get(index)
         copies = [" ".join(map(str, row[name])) for name in ("selected", "strides")] if row else []
+        about = [index, layer["name"], layer["channels"], layer["size"], block_by_layer[index]]
+        own = [cost.parameters, cost.flops, cost.saved]
         more = [extra.parameters, extra.flops, extra.saved] if extra else ["", "", ""]
-        writer.writerow(
-            [index, layer["name"], layer["channels"], layer["size"], block_by_layer[index]]
-            + [*(copies or ["", ""]), cost.parameters, cost.flops, cost.saved, *more, bp.flops]
-        )
+        writer.writerow([*about, *(copies or ["", ""]), *own, *more, bp.flops])
     return buffer.getvalue()

@@ -14,6 +14,12 @@ from app import texts
 from app.sources import training
 from app.sources.training import Progress, Run
 
+INFOPRO_WEIGHTS = (
+    "reconstruction_first",
+    "reconstruction_last",
+    "cross_entropy_first",
+    "cross_entropy_last",
+)
 # Fields of TrainConfig as the form groups them; the first ones of each are always in sight.
 GROUPS: dict[str, tuple[str, ...]] = {
     "Data": (
@@ -30,10 +36,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "tail",
         "modules",
         "local_loss",
-        "reconstruction_first",
-        "reconstruction_last",
-        "cross_entropy_first",
-        "cross_entropy_last",
+        *INFOPRO_WEIGHTS,
     ),
     "Schedule": (
         "schedule",

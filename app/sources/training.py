@@ -232,7 +232,7 @@ def command(values: Mapping[str, Any], *more: str) -> str:
 
 
 def default_name(values: Mapping[str, Any]) -> str:
-    """A name for a new run that no run has: DATA-ARCHITECTURE-RULE-SEED, and a number if need be."""
+    """A name that no run has: DATA-ARCHITECTURE-RULE-SEED, and a number if need be."""
     data = Path(values["dataset"].partition(":")[2] or values["dataset"]).name
     parts = (data, values["architecture"], values["rule"], f"seed{values['seed']}")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts)).lstrip("._-")[:70] or "run"
@@ -482,7 +482,8 @@ def _read_run(path: Path) -> Run:
     config = _read_json(path / "config.json")
     lines = _metric_lines(path)
     state, message = _state(path, launch)
-    values = {**launch.get("values", {}), **config}
+    given = {**launch.get("values", {}), **config}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
     return Run(
         name=path.name,
         path=path,

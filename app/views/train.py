@@ -24,10 +24,11 @@ NEW, RUNS = "New run", "Runs"
 FOLDER = "folder"
 FRESH = "Two minutes on digits: ResNet-20, AugLocal"
 ERRORS = (InputError, WorkError, jobs.BusyError, OSError)
+NOT_YET = "…"
 YES_NO = {None: "automatic", True: "yes", False: "no"}
 
 
-# ------------------------------------------------------------------------------------------ the form
+# --------------------------------------------------------------------------------- the form
 
 
 def parse(field: Field, text: str) -> Any:
@@ -66,7 +67,13 @@ def draw_field(field: Field) -> None:
     key, title = restore(field), words.field_title(field.name)
     shared: dict[str, Any] = {"key": key, "help": field.doc, "persist_state": "session"}
     if field.kind is bool and field.is_optional:
-        st.selectbox(title, list(YES_NO), format_func=YES_NO.__getitem__, **shared)
+        st.selectbox(
+            title,
+            list(YES_NO),
+            format_func=YES_NO.__getitem__,
+            placeholder=YES_NO[None],
+            **shared,
+        )
     elif field.kind is bool:
         st.toggle(title, **shared)
     elif field.choices:
@@ -163,7 +170,7 @@ def draw_form() -> bool:
             draw_field(config[name])
     with st.expander("All options"):
         for title, names in words.GROUPS.items():
-            shown = [name for name in names if training.is_relevant(name, rule)]
+            shown = [name for name in names if is_shown(name, rule)]
             if not shown:
                 continue
             st.markdown(f"**{title}**")
@@ -171,6 +178,14 @@ def draw_form() -> bool:
                 with place:
                     draw_field(config[name])
     return pick_download(st.session_state[f"{PREFIX}dataset"])
+
+
+def is_shown(name: str, rule: str) -> bool:
+    """Whether an option matters; InfoPro's weights do only where its loss is learned from."""
+    if not training.is_relevant(name, rule):
+        return False
+    loss = st.session_state.get(f"{PREFIX}local_loss")
+    return rule == "infopro" or loss == "infopro" or name not in words.INFOPRO_WEIGHTS
 
 
 def collect() -> dict[str, Any]:
@@ -242,8 +257,10 @@ def draw_plan(values: Mapping[str, Any]) -> None:
             ),
         ):
             st.metric(title, value, note, delta_color="off", delta_arrow="off", width="content")
+    note = "Counted in float32, without the options that save memory."
     if images is None:
-        st.caption("Counted for 10 classes; the folder's own number is read when the run starts.")
+        note += " The folder's own number of classes is read when the run starts; here it is 10."
+    st.caption(note)
 
 
 def draw_new() -> None:
@@ -333,7 +350,7 @@ def draw_dry_run(values: Mapping[str, Any]) -> None:
         st.metric("Training images", outcome.images, width="content")
 
 
-# ------------------------------------------------------------------------------------------ the runs
+# --------------------------------------------------------------------------------- the runs
 
 
 def draw_runs(found: Sequence[Run]) -> None:
@@ -478,14 +495,16 @@ def draw_curves(run: Run, progress: training.Progress | None) -> None:
         st.metric("Epochs", f"{run.epoch} of {run.epochs}", width="content")
         accuracy = run.test_accuracy
         st.metric(
-            "Test accuracy", "–" if accuracy is None else texts.percent(accuracy), width="content"
+            "Test accuracy",
+            NOT_YET if accuracy is None else texts.percent(accuracy),
+            width="content",
         )
-        st.metric("Training loss", "–" if loss is None else f"{loss:.4f}", width="content")
-        st.metric("Images a second", "–" if not speed else f"{speed:,.0f}", width="content")
+        st.metric("Training loss", NOT_YET if loss is None else f"{loss:.4f}", width="content")
+        st.metric("Images a second", NOT_YET if not speed else f"{speed:,.0f}", width="content")
         peak = words.last_value(lines, "peak_memory")
         st.metric(
             "Peak memory",
-            "–" if not lines else words.memory(peak),
+            NOT_YET if not lines else words.memory(peak),
             help="On CUDA what PyTorch allocated, elsewhere the whole process.",
             width="content",
         )
