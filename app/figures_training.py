@@ -103,7 +103,8 @@ def accuracy_by_layer(lines: Lines, rule: str) -> go.Figure:
             line_style = {"color": style.colour, "width": 2}
             figure.add_trace(curve.update(line=line_style, marker={"size": 7}))
     lay_out(figure, "Accuracy by local layer")
-    values, names = stage_ticks(blocks) if blocks else ([], [])
+    labels = [block if block != OUTPUT else "classifier" for block in blocks]
+    values, names = stage_ticks(labels) if blocks else ([], [])
     figure.update_xaxes(
         tickvals=values, ticktext=names, showgrid=False, zeroline=False, fixedrange=True
     )

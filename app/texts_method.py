@@ -38,8 +38,8 @@ CKA = Entry(
     (
         r"\mathrm{CKA}(X, Y) = \frac{\sum_b \mathrm{HSIC}_1(K_b, L_b)}"
         r"{\sqrt{\sum_b \mathrm{HSIC}_1(K_b, K_b)\,\sum_b \mathrm{HSIC}_1(L_b, L_b)}}",
-        r"\mathrm{HSIC}_1(K, L) = \frac{\langle U(K), U(L) \rangle}{N (N - 3)}, \quad"
-        r" U(K)_{ij} = K_{ij} - \frac{\sum_l K_{il}}{N - 2} - \frac{\sum_l K_{lj}}{N - 2}"
+        r"\mathrm{HSIC}_1(K, L) = \frac{\langle U(K), U(L) \rangle}{N (N - 3)}",
+        r"U(K)_{ij} = K_{ij} - \frac{\sum_l K_{il}}{N - 2} - \frac{\sum_l K_{lj}}{N - 2}"
         r" + \frac{\sum_{kl} K_{kl}}{(N - 1)(N - 2)}",
     ),
     "Nguyen, Raghu and Kornblith 2021, equations 2 to 4; Kornblith, Norouzi, Lee and Hinton 2019; "
@@ -324,7 +324,7 @@ def version(package: str) -> str:
 
 
 def version_rows() -> list[dict[str, str]]:
-    """This project and what it stands on, one line a package."""
+    """The project and what it stands on, one line a package."""
     import platform
 
     rows = [{"Package": "auglocal (this project)", "Version": version("auglocal")}]

@@ -85,13 +85,15 @@ def field_title(name: str) -> str:
     return words[0].upper() + words[1:]
 
 
-def run_label(run: Run) -> str:
-    """A run in a list to pick from."""
-    return f"{run.name} ({STATE_WORDS[run.state]})"
+def run_line(run: Run) -> str:
+    """A run's state and what it trains; markdown-safe."""
+    data = texts.plain(str(run.values.get("dataset", "")))
+    what = f"{rule_title(str(run.values.get('rule', '')))}, {run.values.get('architecture', '')}"
+    return f"**{STATE_WORDS[run.state].capitalize()}**: {texts.plain(what)} on {data}"
 
 
 def run_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Runs as a table, one line each; accuracy in percent."""
+    """Runs as a table, one line each."""
     return [
         {
             "Name": run.name,
@@ -100,7 +102,7 @@ def run_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
             "Architecture": run.values.get("architecture", ""),
             "Data": run.values.get("dataset", ""),
             "Epochs": f"{run.epoch} of {run.epochs}",
-            "Test accuracy": None if run.test_accuracy is None else 100 * run.test_accuracy,
+            "Test accuracy": "" if run.test_accuracy is None else texts.percent(run.test_accuracy),
             "Started": moment(run.started),
         }
         for run in runs

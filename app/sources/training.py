@@ -37,6 +37,7 @@ from auglocal.files import write_whole
 if TYPE_CHECKING:
     from app.sources.checkpoints import CheckpointFile
 
+PROGRAM = (sys.executable, "-m", "auglocal", "train")
 LAUNCH, LOG, OUTCOME = "launch.json", "log.txt", "outcome.json"
 RUNNING, STOPPING, FINISHED = "running", "stopping", "finished"
 STOPPED, FAILED, INTERRUPTED = "stopped", "failed", "interrupted"
@@ -251,7 +252,7 @@ def dry_run(values: Mapping[str, Any]) -> dict[str, Any]:
     arguments = [*option_arguments(values), "--dry-run", "--json"]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "auglocal", "train", *arguments],
+            [*PROGRAM, *arguments],
             env=_environment(),
             capture_output=True,
             text=True,
@@ -350,7 +351,7 @@ def _launch(path: Path, arguments: Sequence[str], values: Mapping[str, Any]) -> 
             _write_json(path / LAUNCH, launch)
             with (path / OUTCOME).open("wb") as outcome, (path / LOG).open("wb") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "auglocal", "train", *arguments, "--json"],
+                    [*PROGRAM, *arguments, "--json"],
                     stdin=subprocess.DEVNULL,
                     stdout=outcome,
                     stderr=log,

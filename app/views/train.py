@@ -366,7 +366,6 @@ def draw_runs(found: Sequence[Run]) -> None:
         "Run",
         list(names),
         key=key,
-        format_func=lambda name: words.run_label(names[name]),
         persist_state="session",
         width=480,
     )
@@ -376,13 +375,15 @@ def draw_runs(found: Sequence[Run]) -> None:
     if run.is_alive:
         draw_live(run.name)
     else:
+        st.markdown(words.run_line(run))
         draw_ended(run)
+        draw_table(found)
+
+
+def draw_table(found: Sequence[Run]) -> None:
+    """All runs, a line each."""
     st.subheader("All runs", anchor=False)
-    st.dataframe(
-        words.run_rows(found),
-        hide_index=True,
-        column_config={"Test accuracy": st.column_config.NumberColumn(format="%.1f%%")},
-    )
+    st.dataframe(words.run_rows(found), hide_index=True)
 
 
 @st.fragment(run_every=1.0)
@@ -392,6 +393,7 @@ def draw_live(name: str) -> None:
     if run is None or not run.is_alive:
         st.rerun()
     progress = training.progress(run)
+    st.markdown(words.run_line(run))
     with st.container(border=True):
         if progress is None:
             st.progress(0.0, text="Starting: PyTorch and the data are being loaded")
@@ -413,6 +415,7 @@ def draw_live(name: str) -> None:
                 "run can go on from there."
             )
     draw_curves(run, progress)
+    draw_table(training.runs())
 
 
 def is_stopping(run: Run) -> bool:
