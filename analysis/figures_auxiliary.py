@@ -33,6 +33,7 @@ LAYER = RULE_STYLES["bp"].colour
 AUXILIARY = RULE_STYLES["auglocal"].colour
 LATER = "rgba(128, 140, 148, 0.14)"
 BOX = "rgba(128, 140, 148, 0.22)"
+ORIGINAL = "rgba(213, 94, 0, 0.2)"  # of a layer that is copied: the copy itself is opaque
 UPPER, BOX_HEIGHT, BOX_WIDTH = 1.7, 0.62, 0.72  # in units of layers along, and of rows up
 ROOM_FOR_TEXT = 0.085  # of the width, between boxes that have words above them
 
@@ -217,14 +218,14 @@ def auxiliary_diagram(plan: Plan, chosen: int | None, *, title: str) -> go.Figur
     figure.update_layout(
         shapes=shapes,
         annotations=annotations,
-        height=300 if row is not None else 190,
+        height=280 if row is not None else 190,
         margin={"l": 16, "r": 24, "t": 48, "b": 44},
         showlegend=False,
     )
     figure.update_xaxes(
         range=[-0.8, len(layers) + 0.8], tickvals=tick_values, ticktext=tick_texts, **quiet
     )
-    top = UPPER + 0.95 if row is not None else 0.8
+    top = UPPER + 0.75 if row is not None else 0.8
     return figure.update_yaxes(range=[-0.75, top], visible=False, **quiet)
 
 
@@ -260,7 +261,7 @@ def _backbone_shapes(plan: Plan, row: Row | None) -> list[dict[str, object]]:
     copied = set(row["selected"]) if row is not None else set()
     for index in range(num):
         is_chosen = row is not None and index == row["layer"]
-        fill = AUXILIARY if is_chosen else COPIED if index in copied else BOX
+        fill = AUXILIARY if is_chosen else ORIGINAL if index in copied else BOX
         line = AUXILIARY if is_chosen or index in copied else NEUTRAL
         shapes.append(_box(index, 0, fill, line))
     shapes.append(_box(num, 0, BOX, NEUTRAL))
@@ -276,7 +277,7 @@ def _auxiliary_shapes(row: Row, num: int) -> list[dict[str, object]]:
     half = BOX_HEIGHT / 2
     flow = {"color": AUXILIARY, "width": 2}
     end = num if row["selected"] else row["layer"] + 1.2
-    shapes = [
+    shapes: list[dict[str, object]] = [
         _line((row["layer"], row["layer"]), (half, UPPER), **flow),
         {"type": "path", "path": _way_in(row, end), "line": flow},
     ]

@@ -147,10 +147,12 @@ def _count_block(
                 ledger.turn_to(place)
                 features = part(features)
                 # Its gradient arrives just before the layer's own backward pass.
-                features.register_hook(lambda gradient, place=place: ledger.turn_to(place))
+                features.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient, place=place: ledger.turn_to(place)
+                )
             ledger.turn_to(END)
             loss = _loss(end, features, images, labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         ledger.turn_to(END)
     costs = [
         Cost(count_parameters(part), ledger.flops[place], ledger.saved[place])

@@ -183,7 +183,7 @@ def draw_totals(answer: PlanAnswer, setting: Setting) -> None:
     """Parameters, operations and memory of a step, with their ratio to BP."""
     counts, costs, bp = answer.plan["parameters"], answer.costs, answer.bp
     local = len(answer.plan["blocks"]) - 1
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         st.metric(
             "Blocks that learn by themselves",
             f"{local + 1}",

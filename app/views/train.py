@@ -234,7 +234,7 @@ def draw_plan(values: Mapping[str, Any]) -> None:
         pixels=images.pixels if images else values["image_size"] or 32,
     )
     answer = plans.plan(setting)
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         blocks, layers = len(answer.plan["blocks"]), len(answer.plan["layers"])
         for title, value, note in (
             ("Blocks that learn by themselves", f"{blocks}", f"of {layers} layers"),
@@ -344,7 +344,7 @@ def draw_dry_run(values: Mapping[str, Any]) -> None:
     except ERRORS as error:
         st.error(texts.plain(sentence(error)))
         return
-    with st.container(horizontal=True, gap="large", key="forecast"):
+    with st.container(horizontal=True, gap="medium", key="forecast"):
         st.metric("Time, about", outcome.time, width="content")
         st.metric("Steps", outcome.steps, width="content")
         st.metric("Training images", outcome.images, width="content")
@@ -386,7 +386,7 @@ def draw_table(found: Sequence[Run]) -> None:
     st.dataframe(words.run_rows(found), hide_index=True)
 
 
-@st.fragment(run_every=1.0)
+@st.fragment(run_every=2.0)
 def draw_live(name: str) -> None:
     """A run that is alive; redraws itself, and the page when it ends."""
     run = training.find(name)
@@ -494,7 +494,7 @@ def draw_curves(run: Run, progress: training.Progress | None) -> None:
         loss = list(lines[-1]["losses"].values())[-1]
     speed = progress.images_per_second if progress else None
     speed = speed or words.last_value(lines, "images_per_second")
-    with st.container(horizontal=True, gap="large", key="numbers"):
+    with st.container(horizontal=True, gap="medium", key="numbers"):
         st.metric("Epochs", f"{run.epoch} of {run.epochs}", width="content")
         accuracy = run.test_accuracy
         st.metric(
