@@ -22,6 +22,9 @@ page = st.navigation(
         st.Page("views/checkpoints.py", title="Checkpoints"),
         st.Page("views/compare.py", title="Compare"),
         st.Page("views/probes.py", title="Probes"),
+        st.Page("views/auxiliary.py", title="Auxiliary networks"),
+        st.Page("views/train.py", title="Train"),
+        st.Page("views/method.py", title="Method"),
     ]
 )
 with st.container(width=WIDEST):
