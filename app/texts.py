@@ -202,26 +202,6 @@ def as_json(record: dict[str, Any]) -> str:
     return json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
 
 
-def checkpoint_rows(
-    entries: Sequence[tuple[CheckpointFile, CheckpointMetadata]],
-) -> list[dict[str, object]]:
-    """Checkpoints as a table, one line each; accuracy is a number in percent, so that it sorts."""
-    return [
-        {
-            "Name": entry.name,
-            "Rule": rule_title(entry.rule),
-            "Architecture": metadata.architecture,
-            "Data": metadata.dataset,
-            "Accuracy": 100 * metadata.accuracy["value"] if metadata.accuracy else None,
-            "Epochs": metadata.epoch,
-            "Seed": metadata.seed,
-            "Size": size(entry.size),
-            "From": "uploaded" if entry.uploaded else "this project",
-        }
-        for entry, metadata in entries
-    ]
-
-
 def detail_rows(
     entry: CheckpointFile, metadata: CheckpointMetadata, num_layers: int
 ) -> list[dict[str, str]]:

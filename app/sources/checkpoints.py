@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from auglocal.checkpoint import CheckpointMetadata
 
 
+STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 SHIPPED, UPLOADED, TRAINED = "this project", "uploaded", "trained here"
 
 
@@ -48,9 +50,9 @@ class CheckpointFile:
 
 def checkpoint_files() -> tuple[list[CheckpointFile], list[str]]:
     """All checkpoints on this machine, and a sentence for each file that cannot be opened."""
-    paths = {path: SHIPPED for path in sorted(folders.shipped_folder().glob("*.safetensors"))}
-    paths |= {path: UPLOADED for path in sorted(library.checkpoints_folder().glob("*.safetensors"))}
-    paths |= {path: TRAINED for path in training.finished_checkpoints()}
+    paths = dict.fromkeys(sorted(folders.shipped_folder().glob("*.safetensors")), SHIPPED)
+    paths |= dict.fromkeys(sorted(library.checkpoints_folder().glob("*.safetensors")), UPLOADED)
+    paths |= dict.fromkeys(training.finished_checkpoints(), TRAINED)
     rules = _studied_rules()
     found: dict[str, CheckpointFile] = {}
     problems: list[str] = []
@@ -141,14 +143,36 @@ def first_pair(entries: Sequence[CheckpointFile]) -> tuple[CheckpointFile, Check
     return entries[0], entries[min(1, len(entries) - 1)]
 
 
-def num_layers(metadata: CheckpointMetadata) -> int:
+def num_layers(entry: CheckpointFile) -> int:
     """How many layers a checkpoint's backbone has."""
-    return _num_layers(metadata.architecture, metadata.num_classes)
+    report = library.read_note(entry.path).get("report", {}) if entry.uploaded else {}
+    about = metadata(entry)
+    if ":" in about.architecture:  # of a library, which would take seconds to build
+        return len(report.get("layers", ()))
+    return _num_layers(about.architecture, about.num_classes, about.width)
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def _num_layers(architecture: str, num_classes: int) -> int:
+def _num_layers(architecture: str, num_classes: int, width: float) -> int:
     """Build the backbone once to count."""
     from auglocal.backbones.registry import build_meta_backbone
 
-    return len(build_meta_backbone(architecture, num_classes).layer_names)
+    return len(build_meta_backbone(architecture, num_classes, width=width).layer_names)
+
+
+def parameters(entry: CheckpointFile) -> int:
+    """Weights of a checkpoint's backbone, counted from its header."""
+    return _parameters(*folders.stamp(entry.path))
+
+
+@st.cache_resource(max_entries=256, show_spinner=False)
+def _parameters(path: str, size: int, changed: int) -> int:
+    """Count what training changes: no running statistics, no auxiliary networks."""
+    from safetensors import safe_open
+
+    total = 0
+    with safe_open(path, framework="np") as file:
+        for key in file.keys():  # noqa: SIM118 (a reader, not a dictionary)
+            if not key.startswith("auxiliary.") and not key.endswith(STATISTICS):
+                total += math.prod(file.get_slice(key).get_shape())
+    return total

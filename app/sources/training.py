@@ -448,12 +448,26 @@ def log_text(run: Run) -> str:
 def finished_checkpoints() -> list[Path]:
     """Checkpoints of finished runs: those of the library, and of runs/ in the working directory.
 
+    AUGLOCAL_RUNS names another folder than runs/.
+
     Reads neither weights nor PyTorch.
     """
-    patterns = ((runs_folder(), "*"), (Path("runs"), "*"), (Path("runs"), "*/seed-*"))
+    here = Path(os.environ.get("AUGLOCAL_RUNS") or "runs")
+    patterns = ((runs_folder(), "*"), (here, "*"), (here, "*/seed-*"))
     found = [folder for root, pattern in patterns for folder in sorted(root.glob(pattern))]
     paths = [folder / "checkpoint.safetensors" for folder in found if _is_finished(folder)]
     return [path for path in paths if path.exists()]
+
+
+def metrics_beside(checkpoint: Path) -> list[dict[str, Any]]:
+    """What was measured while a checkpoint was trained, a line an epoch; empty if not kept.
+
+    A run's metrics lie beside its checkpoint; those of a shipped one have its name before theirs.
+    """
+    for path in (checkpoint.with_suffix(".metrics.jsonl"), checkpoint.parent / "metrics.jsonl"):
+        if path.is_file():
+            return _read_lines(*folders.stamp(path))
+    return []
 
 
 def partner(

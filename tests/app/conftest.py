@@ -189,6 +189,7 @@ def library(tmp_path, monkeypatch):
     """An empty library of this test's own."""
     folder = tmp_path / "library"
     monkeypatch.setenv("AUGLOCAL_LIBRARY", str(folder))
+    monkeypatch.setenv("AUGLOCAL_RUNS", str(tmp_path / "runs"))
     return folder
 
 

@@ -1,0 +1,31 @@
+"""How the images of an uploaded network were prepared: tried on labelled images."""
+
+from __future__ import annotations
+
+from app.sources import datasets, library
+from app.sources.checkpoints import CheckpointFile
+
+
+def find(entry: CheckpointFile, dataset: str) -> None:
+    """Score a checkpoint under each usual preprocessing, and note what came out.
+
+    Args:
+        entry: an uploaded checkpoint.
+        dataset: a name, or "imagefolder:PATH"; its training images are taken, where it has any.
+
+    Raises:
+        ValueError: images and network do not fit; one sentence.
+    """
+    from analysis.features import sample_images
+    from analysis.models import open_model
+    from analysis.preprocessing import DEFAULT_SAMPLES, evidence_record, try_preprocessing
+
+    model = open_model(entry.path, "auto")
+    size = model.metadata.input_size[1] if dataset.startswith(datasets.FOLDER_PREFIX) else None
+    options = {"default_samples": DEFAULT_SAMPLES, "image_size": size}
+    try:
+        sample = sample_images(dataset, "train", **options)
+    except ValueError:
+        sample = sample_images(dataset, "test", **options)
+    evidence = evidence_record(try_preprocessing(model, sample))
+    library.write_note(entry.path, evidence=evidence)
