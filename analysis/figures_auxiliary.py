@@ -19,7 +19,6 @@ from analysis.figure_style import (
     NEUTRAL,
     RULE_STYLES,
     lay_out,
-    name_ticks,
     stage_edges,
     stage_ticks,
     text,
@@ -399,7 +398,7 @@ def cost_bars(names: Sequence[str], rows: Sequence[CostRow], *, title: str) -> g
             figure.add_trace(_bp_line(xs, row, labels, axis))
     lay_out(figure, title)
     _stack(figure, rows)
-    tick_values, tick_texts = _ticks(names)
+    tick_values, tick_texts = stage_ticks(names)
     figure.update_xaxes(
         range=[-0.6, len(names) - 0.4],
         tickvals=tick_values,
@@ -446,8 +445,3 @@ def _stack(figure: go.Figure, rows: Sequence[CostRow]) -> None:
             }
         )
     figure.update_layout(barmode="stack", bargap=0.15, height=HEIGHT)
-
-
-def _ticks(names: Sequence[str]) -> tuple[list[float], list[str]]:
-    """Names of few layers, of many their stages."""
-    return name_ticks(names) if len(names) <= 12 else stage_ticks(names)

@@ -276,10 +276,12 @@ def draw_networks(answer: PlanAnswer, setting: Setting) -> None:
         alt=f"The backbone's layers in a row, and above them the auxiliary network of {name}",
     )
     st.markdown(words.copies_sentence(plan, chosen))
-    st.caption(
-        "Lower row: the backbone. Upper row: the auxiliary network, each copy above its original, "
-        "with weights of its own. Strokes below: no gradient passes there."
+    copies = (
+        "Upper row: its auxiliary network, each copy above its original, with weights of its own."
+        if words.auxiliary_of(plan, chosen)["selected"]
+        else "Above it: its auxiliary network, which copies no layers."
     )
+    st.caption(f"Lower row: the backbone. {copies} Strokes below: no gradient passes there.")
     if any(row["selected"] for row in plan["auxiliaries"]):
         left, right = widgets.side_by_side()
         with left:

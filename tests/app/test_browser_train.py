@@ -150,3 +150,23 @@ def test_a_training_is_stopped_and_goes_on(browser, serve):
         epochs = [line["epoch"] for line in training.metrics(training.runs()[0])]
         assert epochs == list(range(1, epochs[-1] + 1))
         assert epochs[-1] > run.epoch
+
+
+def test_a_click_in_the_map_of_copies_picks_a_local_layer_and_the_link_keeps_it(browser, serve):
+    with serve() as address:
+        page = browser.new_page(viewport={"width": 1400, "height": 1600})
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{address}/auxiliary?aux_architecture=resnet20&aux_depth=2")
+        area = page.locator(".st-key-copies-chart .nsewdrag")
+        area.wait_for()
+        area.scroll_into_view_if_needed()
+        # Row 4 of 10 from below is stage2_block1; column 9 is the last layer, which all copy.
+        box = area.bounding_box()
+        page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + 0.55 * box["height"])
+        page.get_by_text("copies stage3_block3").wait_for()
+        page.mouse.down()
+        page.mouse.up()
+        page.wait_for_url("**aux_layer=stage2_block1**")
+        page.get_by_text("What trains stage2_block1").wait_for()
+        page.reload()
+        page.get_by_text("What trains stage2_block1").wait_for()

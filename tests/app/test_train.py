@@ -420,6 +420,20 @@ def test_what_cannot_be_trained_is_told_before_it_starts(open_app):
     assert "whole numbers with commas" in app.warning[0].value.replace("\\", "")
 
 
+def test_a_dry_run_says_how_long_it_would_take(open_app, program):
+    program(
+        "import json; print(json.dumps({'steps': 330, 'training_images': 697, "
+        "'parameters': {'total': 905760}, 'estimated_seconds': 7200.0}))"
+    )
+    app = open_app("train")
+    press(app, "Dry run")
+    assert not app.exception
+    values = {metric.label: metric.value for metric in app.metric}
+    assert values["Time, about"] == "2.0 h"
+    assert values["Steps"] == "330"
+    assert training.runs() == []
+
+
 def test_data_that_is_not_here_is_fetched_only_when_asked(open_app, monkeypatch, tmp_path):
     from app.sources import datasets
 
