@@ -22,6 +22,8 @@ page = st.navigation(
         st.Page("views/checkpoints.py", title="Checkpoints"),
         st.Page("views/compare.py", title="Compare"),
         st.Page("views/probes.py", title="Probes"),
+        st.Page("views/lens.py", title="Lens"),
+        st.Page("views/dynamics.py", title="Dynamics"),
     ]
 )
 with st.container(width=WIDEST):
