@@ -300,9 +300,9 @@ def _decoded(content: bytes) -> Image.Image:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 image.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
                 image.load()
-                upright = ImageOps.exif_transpose(image)
+                upright = _on_white(ImageOps.exif_transpose(image))
                 upright.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-                return _on_white(upright)
+                return upright
     except InputError:
         raise
     except Exception as error:  # decoders meet damage with errors of a dozen kinds
