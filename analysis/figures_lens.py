@@ -40,7 +40,7 @@ Pixels = npt.NDArray[np.uint8]
 ROW = 25  # pixels of a class in a strip
 LONGEST = 14  # letters of a class name beside a strip or under an image
 THUMBNAIL = 64  # pixels at least, so that the browser does not blur them
-CLASSIFIER = "classifier"
+HEAD = "head"  # the classifier's column; a longer name would touch the next one
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def belief_strip(
         hover,
         title=title,
         rows=Axis("", names, by_stage=False),
-        columns=Axis("layer", [*beliefs.layers, CLASSIFIER]),
+        columns=Axis("layer", [*beliefs.layers, HEAD]),
         colours=Colours("probability"),
         square=False,
     )
@@ -117,7 +117,7 @@ def belief_strip(
         for index, name in zip(upwards, names, strict=True)
     ]
     figure.update_yaxes(tickvals=list(range(len(ticks))), ticktext=ticks, title=None)
-    figure.update_layout(height=ROW * len(shown) + 148, margin={"l": 92, "t": 96, "b": 52, "r": 8})
+    figure.update_layout(height=ROW * len(shown) + 148, margin={"l": 92, "t": 96, "b": 52, "r": 16})
     if true_class in upwards:
         _frame_row(figure, upwards.index(true_class), len(beliefs.layers) + 1)
     if selected is not None and selected[1] in upwards:

@@ -441,8 +441,8 @@ def draw_strips(views: Sequence[View], layer: str, chosen: str) -> None:
             help="Otherwise those that some layer finds likely.",
         )
     st.caption(
-        "A dot marks the class that a column names, the frame the true class. The last column is "
-        "the network's own classifier. Click a cell, or pick a layer and a class below."
+        "A dot marks the class that a column names, the frame the true class. The last column, "
+        "head, is the network's own classifier. Click a cell, or pick a layer and a class below."
     )
 
 
