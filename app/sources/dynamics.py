@@ -114,7 +114,9 @@ def runs() -> list[Run]:
                 found.append(run)
                 known.add(run.sha256s)
     shown = [run for run in found if run.snapshots or run.sha256s or run.lines]
-    return _distinct(sorted(shown, key=lambda run: (len(run.sha256s) < 2, run.name)))
+    return _distinct(
+        sorted(shown, key=lambda run: (len(run.sha256s) < 2, run.rule != "bp", run.name))
+    )
 
 
 def _run_folders() -> list[Path]:
@@ -200,11 +202,16 @@ def _distinct(found: Sequence[Run]) -> list[Run]:
 
 def _all_studies() -> list[Study]:
     """Studies that can hold snapshots: computed here, shipped, and opened from files."""
-    own = []
+    return [*(study for _, study in _computed()), *(file.study for file in studies.study_files())]
+
+
+def _computed() -> list[tuple[Path, Study]]:
+    """Studies of snapshots that this app computed."""
+    found = []
     for path in sorted(_kept_folder().glob("*.study.json")):
         with contextlib.suppress(ValueError, OSError):
-            own.append(_read(*folders.stamp(path)))
-    return [*own, *(file.study for file in studies.study_files())]
+            found.append((path, _read(*folders.stamp(path))))
+    return found
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
@@ -217,26 +224,29 @@ def find(question: Question) -> Study | None:
     """A study that holds all these snapshots on these images; that of the question itself first."""
     with contextlib.suppress(ValueError, OSError):
         return _read(*folders.stamp(question.path))
-    return next((study for study in _all_studies() if _answers(study, question)), None)
+    prefix = f"dynamics-{datasets.folder_prefix(question.dataset)}"
+    is_folder = question.dataset.startswith(datasets.FOLDER_PREFIX)
+    for path, study in _computed():
+        # A folder may change on disk: its contents are in the file's name.
+        if _answers(study, question) and (
+            path.name.startswith(prefix)
+            if is_folder
+            else study.question.dataset == question.dataset
+        ):
+            return study
+    for file in studies.study_files():
+        if _answers(file.study, question) and file.study.question.dataset == question.dataset:
+            return file.study
+    return None
 
 
 def _answers(study: Study, question: Question) -> bool:
-    """Whether a study holds what is asked; more snapshots and measures do no harm."""
+    """Whether a study holds all snapshots; more of them, and more measures, do no harm."""
     asked = study.question
-    if (asked.dataset, asked.samples, asked.seed) != (
-        question.dataset,
-        question.samples,
-        question.seed,
-    ):
-        return False
-    if question.dataset.startswith(datasets.FOLDER_PREFIX) and _is_here(question.dataset):
-        return False  # a folder may change: only answers named by its contents count
     here = {entry.sha256 for entry in asked.checkpoints}
-    return set(question.sha256s) <= here and (study.cka is not None or bool(study.probes))
-
-
-def _is_here(dataset: str) -> bool:
-    return not datasets.is_missing_folder(dataset)
+    is_same = (asked.samples, asked.seed) == (question.samples, question.seed)
+    has_probes = bool(study.probes) or not question.train_samples or study.cka is not None
+    return is_same and has_probes and set(question.sha256s) <= here
 
 
 def settings_of(sha256s: Sequence[str]) -> tuple[str, int, int] | None:
