@@ -82,6 +82,7 @@ def development_map(
     label: str,
     scale: Scale,
     selected: tuple[int, str] | None = None,
+    rows: int | None = None,
 ) -> go.Figure:
     """Each layer (columns) after each epoch (rows), the first epoch at the bottom.
 
@@ -91,6 +92,7 @@ def development_map(
         label: the run, for hover texts.
         scale: of the colours; the same for maps that are to compare.
         selected: epoch and layer that are chosen elsewhere, framed where they are here.
+        rows: for how many epochs there is room; that of the longest run for maps side by side.
 
     Returns:
         A figure whose second trace holds one transparent point a cell: `x` is the layer, `y` the
@@ -117,7 +119,7 @@ def development_map(
         ),
         square=False,
     )
-    height = min(HIGHEST, max(4, len(epochs)) * ROW)
+    height = min(HIGHEST, max(4, rows or len(epochs)) * ROW)
     figure.data[1].marker.size = max(6, min(18, height // max(1, len(epochs)) - 4))
     figure.update_layout(height=height + 152, margin={"l": 56, "t": 96, "b": 56, "r": 8})
     if selected is not None and selected[1] in part.layers:

@@ -424,7 +424,7 @@ def _images(
     figure.add_trace(
         go.Scatter(
             x=[x for x, _ in places],
-            y=[y + 0.28 for _, y in places],
+            y=[y + 0.2 for _, y in places],
             mode="text",
             text=[_caption(thumbnail) for thumbnail in thumbnails],
             textposition="bottom center",
@@ -440,9 +440,9 @@ def _images(
                 "xref": "x",
                 "yref": "y",
                 "x": x,
-                "y": y - 0.1,
+                "y": y - 0.13,
                 "sizex": 0.94,
-                "sizey": 0.74,
+                "sizey": 0.68,
                 "xanchor": "center",
                 "yanchor": "middle",
                 "sizing": "contain",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from analysis.dynamics import DynamicsMap
 from app import texts
@@ -52,6 +52,17 @@ def run_line(run: Run) -> str:
     if isinstance(last, float):
         parts.append(f"test accuracy {texts.percent(last)}")
     return "; ".join(parts)
+
+
+def ends(runs: Sequence[Run]) -> str:
+    """What the end of each run is, where that is not its last epoch; markdown-safe."""
+    early = [
+        f"the end of {texts.plain(run.name)} is its last snapshot, after epoch {run.epochs[-1]} of "
+        f"{run.config['epochs']}"
+        for run in runs
+        if isinstance(run.config.get("epochs"), int) and run.epochs[-1] < run.config["epochs"]
+    ]
+    return f"Mind that {' and '.join(early)}." if early else ""
 
 
 def slowest(part: DynamicsMap, name: str, level: float = 0.9) -> str:

@@ -127,15 +127,13 @@ def _run_folders() -> list[Path]:
 
 def _open_run(path: Path) -> Run | None:
     """A run's folder; None where its configuration cannot be read."""
-    from auglocal.runs import RunFolder, read_metrics
-
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             return None
         snapshots = _snapshots(path)
         sha256s = tuple(_sha256(*folders.stamp(file)) for file in snapshots)
-        lines = tuple(line for line in read_metrics(RunFolder(path)) if _is_record(line))
+        lines = _read_lines(path / "metrics.jsonl")
     except (OSError, ValueError):
         return None
     return Run(
@@ -150,9 +148,23 @@ def _open_run(path: Path) -> Run | None:
     )
 
 
-def _is_record(line: Any) -> bool:
-    """Whether a line of metrics.jsonl is one of ours."""
-    return isinstance(line, dict) and isinstance(line.get("epoch"), int)
+def _read_lines(path: Path) -> tuple[dict[str, Any], ...]:
+    """The epochs recorded so far, up to a line that a crash cut short.
+
+    As `auglocal.runs.read_metrics`, which comes with torch: pictures from files must not wait for
+    it.
+    """
+    found: list[dict[str, Any]] = []
+    if not path.exists():
+        return ()
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if isinstance(line, dict) and isinstance(line.get("epoch"), int):
+            found.append(line)
+    return tuple(found)
 
 
 def _snapshots(path: Path) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,7 +26,7 @@ from analysis.errors import InputError
 from app import jobs
 from app.sources import computing, datasets, folders
 from app.sources.checkpoints import CheckpointFile
-from auglocal.errors import writing
+from auglocal.errors import WorkError, writing
 from auglocal.files import write_whole
 
 if TYPE_CHECKING:
@@ -100,10 +101,12 @@ def _work(request: LensRequest, entry: CheckpointFile) -> Callable[..., Lens]:
         report("Opening the checkpoint", 0, 0)
         from analysis.lens import fit_lens
 
+        started = time.perf_counter()
+
         model = open_entry(entry)
         samples = {"train": request.train_samples, "test": request.samples}
         drawn = {name: _draw(request, model, name, count) for name, count in samples.items()}
-        return fit_lens(
+        fitted = fit_lens(
             model,
             drawn["train"],
             drawn["test"],
@@ -111,8 +114,28 @@ def _work(request: LensRequest, entry: CheckpointFile) -> Callable[..., Lens]:
             progress=lambda step: report(step.stage, step.done, step.total),
             cancelled=cancelled,
         )
+        images = sum(len(sample.labels) for sample in drawn.values())
+        _note_speed((time.perf_counter() - started) / images)
+        return fitted
 
     return work
+
+
+def _note_speed(seconds: float) -> None:
+    """Remember how long an image took, for the next estimate."""
+    folder = folders.library_folder() / "lenses"
+    with suppress(OSError, WorkError):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "speed.json", json.dumps(seconds).encode())
+
+
+def seconds_of(request: LensRequest) -> float | None:
+    """About how long fitting takes here, by the last fit; None before the first."""
+    try:
+        text = (folders.library_folder() / "lenses" / "speed.json").read_text(encoding="utf-8")
+        return float(json.loads(text)) * (request.samples + request.train_samples)
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _draw(request: LensRequest, model: Model, split: str, most: int) -> ImageSample:

@@ -230,6 +230,7 @@ def draw_maps(
 ) -> None:
     """The maps side by side on one scale."""
     scale = figures_dynamics.common_scale(list(parts.values()))
+    rows = max(len(part.trajectory.epochs) for part in parts.values())
     places = widgets.side_by_side() if len(chosen) == 2 else [st.container()]
     for place, run, side in zip(places, chosen, "ab", strict=False):
         part = parts.get(run.name)
@@ -242,7 +243,7 @@ def draw_maps(
             title = f"{part.title[0].upper()}{part.title[1:]}: {name}"
             st.plotly_chart(
                 figures_dynamics.development_map(
-                    part, title=title, label=name, scale=scale, selected=(epoch, layer)
+                    part, title=title, label=name, scale=scale, selected=(epoch, layer), rows=rows
                 ),
                 key=key,
                 on_select=select(key, part),
@@ -436,14 +437,14 @@ def draw(chosen: Sequence[Run], question: Question) -> None:
                 for name, part in parts.items():
                     st.markdown(texts_dynamics.slowest(part, name))
         draw_curves(chosen, parts, epoch, layer)
-        draw_caption(shown, found)
+        draw_caption(shown, found, able)
     elif shown in RECORDS:
         st.info("No run shown here has recorded this.")
     draw_records(chosen)
     draw_files(chosen, question, parts, found)
 
 
-def draw_caption(shown: str, found: Mapping[str, Study]) -> None:
+def draw_caption(shown: str, found: Mapping[str, Study], able: Sequence[Run]) -> None:
     """What the numbers are and what their bands cover."""
     if shown in RECORDS:
         st.caption("As the runs wrote it down; without intervals.")
@@ -455,7 +456,8 @@ def draw_caption(shown: str, found: Mapping[str, Study]) -> None:
             f"{study.question.train_samples or 0:,} training images. {texts.IMAGES_NOTE}"
         )
         return
-    st.caption(f"{texts.plain(figures.cka_caption(study).split(' Without a second')[0])}")
+    caption = texts.plain(figures.cka_caption(study).split(" Without a second")[0])
+    st.caption(f"{caption} {texts_dynamics.ends(able)}")
 
 
 def page() -> None:

@@ -647,10 +647,12 @@ def offer(request: LensRequest, entry: CheckpointFile) -> None:
             "train/CLASS/\\* and test/CLASS/\\* on this machine; pick other data.",
         )
         return
+    seconds = lens.seconds_of(request)
+    time = f", about {texts.duration(seconds)}" if seconds else ""
     offering.offer(
         request.key,
         f"The probes of **{texts.plain(entry.name)}** are not fitted yet for these choices: once, "
-        f"on {request.train_samples:,} training images.",
+        f"on {request.train_samples:,} training images{time}.",
         f"Fit the probes of {entry.name}",
         lambda: lens.start(request, entry),
         is_ready=bool(request.dataset),
@@ -678,8 +680,7 @@ def draw(
         draw_strips(views, layer, chosen)
     draw_curve(views, layer, chosen)
     for view in views:
-        with st.expander(f"How far to trust {view.entry.name}", type="compact"):
-            st.markdown(texts_lens.honesty(view))
+        st.caption(texts_lens.honesty(view))
     found = draw_neighbours(views, layer)
     draw_files(views, found, image)
 

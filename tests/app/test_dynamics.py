@@ -6,8 +6,12 @@ import csv
 import io
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -390,6 +394,40 @@ def test_the_sentence_says_when_layers_arrive(pair, make_study):
     )
     part.values[-1] = math.nan
     assert texts_dynamics.slowest(part, "x") == ""
+
+
+def test_an_end_that_is_not_the_last_epoch_is_told(pair):
+    run = pair["mine-bp"]
+    assert texts_dynamics.ends([run]) == ""
+    longer = replace(run, config={"epochs": 16})
+    assert texts_dynamics.ends([run, longer]).replace("\\", "") == (
+        "Mind that the end of mine-bp is its last snapshot, after epoch 4 of 16."
+    )
+
+
+def test_a_measured_run_is_drawn_without_torch(measured, shipped, tmp_path):
+    root = Path(__file__).resolve().parents[2]
+    program = (
+        "import sys\n"
+        "from streamlit.testing.v1 import AppTest\n"
+        f"app = AppTest.from_file({str(root / 'app' / 'streamlit_app.py')!r}, default_timeout=60)\n"
+        f"for name, value in {QUERY!r}.items():\n"
+        "    app.query_params[name] = value\n"
+        "app.switch_page('views/dynamics.py').run()\n"
+        "assert not app.exception and len(app.get('plotly_chart')) > 4, app\n"
+        "print(sorted({'torch', 'torchvision', 'sklearn', 'scipy'} & set(sys.modules)))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_command_redoes_it(pair):

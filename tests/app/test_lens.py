@@ -79,6 +79,7 @@ def test_probes_are_fitted_once_in_a_job_and_found_again(open_app, wait_for_job,
     assert len(heatmaps(figures_of(app))) == 1
     again = open_app("lens", **QUERY)
     assert len(heatmaps(figures_of(again))) == 1
+    assert "60 training images, about" in shown_text(again)
 
 
 def test_says_what_to_do_where_there_are_no_checkpoints(open_app, monkeypatch, tmp_path):
