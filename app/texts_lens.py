@@ -98,8 +98,9 @@ def honesty(view: View) -> str:
     own = _claim(lens, len(lens.readers) - 1, "the network's own classifier")
     claims = "; ".join(part for part in (last, own) if part)
     return (
-        f"{texts.plain(view.entry.name)}: each probe is a logistic regression (penalty {lens.penalty:g}) fitted to "
-        f"{len(lens.train_labels):,} training images and never to this one. Probabilities are "
+        f"{texts.plain(view.entry.name)}: each probe is a logistic regression (penalty "
+        f"{lens.penalty:g}) fitted to {len(lens.train_labels):,} training images and never to this "
+        "one. Probabilities are "
         "softmax at temperature 1, not calibrated, and tend to be overconfident: on "
         f"{len(lens.test_labels):,} test images {claims or 'nothing could be checked'}."
     )

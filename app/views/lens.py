@@ -204,14 +204,16 @@ def pick_from(items: Sequence[int | str], show) -> None:
         selected=None if place is None else place - 1 - first,
     )
     key = f"gallery-{hash((tuple(part), place)) & 0xFFFFFFFF:x}"
-    st.plotly_chart(
-        figure,
-        key=key,
-        on_select=lambda: clicked(key, part),
-        selection_mode="points",
-        config={**figures.CONFIG, "displayModeBar": False},
-        alt="Images to choose from",
-    )
+    # Another key for other images, or a click of before would count again.
+    with st.container(key="image-gallery"):
+        st.plotly_chart(
+            figure,
+            key=key,
+            on_select=lambda: clicked(key, part),
+            selection_mode="points",
+            config={**figures.CONFIG, "displayModeBar": False},
+            alt="Images to choose from",
+        )
     st.number_input(
         "Place in this list",
         1,
