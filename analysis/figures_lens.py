@@ -424,7 +424,7 @@ def _images(
     figure.add_trace(
         go.Scatter(
             x=[x for x, _ in places],
-            y=[y + 0.2 for _, y in places],
+            y=[y + 0.26 for _, y in places],
             mode="text",
             text=[_caption(thumbnail) for thumbnail in thumbnails],
             textposition="bottom center",

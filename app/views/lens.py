@@ -11,13 +11,14 @@ import streamlit as st
 from analysis import figures, figures_lens
 from analysis.figures_lens import Beliefs, ClassCurve, Thumbnail
 from app import jobs, links, offering, texts, texts_lens, widgets
-from app.sources import checkpoints, datasets, folders, lens
+from app.sources import checkpoints, computing, datasets, folders, lens
 from app.sources.checkpoints import CheckpointFile
 from app.sources.lens import LensRequest
 from app.texts_lens import View
 from auglocal.errors import WorkError
 
 ALONE = ""  # in the place of B
+NOBODY = "none"  # the same in an address
 NUMBER, CLASS, HARD, UPLOAD = "By number", "By class", "Hard ones", "Your own"
 WAYS = (NUMBER, CLASS, HARD, UPLOAD)
 PAGE = 12  # images of a gallery that are shown at once
@@ -35,6 +36,8 @@ def pick_networks(entries: Sequence[CheckpointFile]) -> list[CheckpointFile]:
     """Checkpoint A, and B or none."""
     by_sha256 = {entry.sha256: entry for entry in entries}
     places = widgets.row_of(3)
+    if "b" not in st.session_state and st.query_params.get("b") == NOBODY:
+        st.session_state["b"] = ALONE
     for name, entry in zip(("a", "b"), checkpoints.first_pair(entries), strict=True):
         if st.session_state.get(name) != ALONE:
             links.restore_checkpoint(name, entry, entries)
@@ -703,7 +706,7 @@ def page() -> None:
     requests = [LensRequest(entry.sha256, dataset, samples, seed, train) for entry in chosen]
     links.remember(
         a=links.short(chosen[0].sha256),
-        b=links.short(chosen[-1].sha256) if st.session_state["b"] else "",
+        b=links.short(chosen[-1].sha256) if st.session_state["b"] else NOBODY,
         data=dataset,
         samples=samples,
         seed=seed,
@@ -714,21 +717,14 @@ def page() -> None:
     for index, part in enumerate(found):
         if part is None:
             offer(requests[index], chosen[index])
-            if computing_now(requests[index]):
-                break
+            if computing.registry().running() is not None:
+                break  # its panel stands for all others
     if ready:
         draw(
             [requests[index] for index in ready],
             [chosen[index] for index in ready],
             [found[index] for index in ready],
         )
-
-
-def computing_now(request: LensRequest) -> bool:
-    """Whether a job runs, whose panel stands for all others."""
-    from app.sources import computing
-
-    return computing.registry().running() is not None
 
 
 page()

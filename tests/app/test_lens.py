@@ -225,7 +225,11 @@ def test_one_network_alone_has_one_strip(open_app, figures_of, fitted):
     app.selectbox(key="b").set_value("").run()
     assert not app.exception
     assert len(heatmaps(figures_of(app))) == 1
-    assert "b" not in app.query_params
+    assert app.query_params["b"] == "none"
+    again = open_app("lens", **QUERY, b="none")
+    assert not again.warning
+    assert again.selectbox(key="b").value == ""
+    assert len(heatmaps(figures_of(again))) == 1
 
 
 def test_hard_images_come_in_the_order_of_disagreement(open_app, fitted):
