@@ -36,6 +36,7 @@ PERCENTS = ("probe", "accuracies", "test_local_accuracies")
 ROW = 34  # pixels of an epoch in a map
 HIGHEST = 380
 DEPTHS = "Viridis"
+SHADES = (0.3, 0.85)  # of it; beyond, curves cannot be seen on a dark or on a light page
 MARGIN = 0.04  # of the range of an axis, so that no curve lies on its edge
 
 
@@ -254,7 +255,8 @@ def recorded_curves(
     figure = go.Figure()
     epochs = part.trajectory.epochs
     count = len(part.layers)
-    shades = sample_colorscale(DEPTHS, [0.9 * index / max(1, count - 1) for index in range(count)])
+    start, stop = SHADES if count > 1 else (0.5, 0.5)
+    shades = sample_colorscale(DEPTHS, np.linspace(start, stop, count).tolist())
     for column, (layer, shade) in enumerate(zip(part.layers, shades, strict=True)):
         figure.add_trace(
             go.Scatter(

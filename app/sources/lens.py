@@ -83,42 +83,68 @@ class LensRequest:
 # ------------------------------------------------------------------------------------------ lenses
 
 
-def start(request: LensRequest, entry: CheckpointFile) -> jobs.Job:
-    """Fit a lens in a job and keep it.
+def job_key(requests: Sequence[LensRequest]) -> str:
+    """The key of the job that fits some lenses."""
+    return "+".join(request.key for request in requests)
+
+
+def start(requests: Sequence[LensRequest], entries: Sequence[CheckpointFile]) -> jobs.Job:
+    """Fit lenses in a job, one after the other; each is kept as soon as it is done.
 
     Raises:
         jobs.BusyError: another job runs.
     """
     return computing.registry().start(
-        request.key, f"Fitting probes of {entry.name}", _work(request, entry), request.path, _keep
+        job_key(requests),
+        f"Fitting the probes of {' and '.join(entry.name for entry in entries)}",
+        _work(requests, entries),
+        requests[-1].path,
+        lambda done, path: None,
     )
 
 
-def _work(request: LensRequest, entry: CheckpointFile) -> Callable[..., Lens]:
-    """The work of a job."""
+def _work(
+    requests: Sequence[LensRequest], entries: Sequence[CheckpointFile]
+) -> Callable[[jobs.Report, Callable[[], bool]], int]:
+    """The work of a job; it returns how many lenses it kept."""
 
-    def work(report: Callable[[str, int, int], None], cancelled: Callable[[], bool]) -> Lens:
-        report("Opening the checkpoint", 0, 0)
-        from analysis.lens import fit_lens
-
-        started = time.perf_counter()
-
-        model = open_entry(entry)
-        samples = {"train": request.train_samples, "test": request.samples}
-        drawn = {name: _draw(request, model, name, count) for name, count in samples.items()}
-        fitted = fit_lens(
-            model,
-            drawn["train"],
-            drawn["test"],
-            penalty=request.penalty,
-            progress=lambda step: report(step.stage, step.done, step.total),
-            cancelled=cancelled,
-        )
-        images = sum(len(sample.labels) for sample in drawn.values())
-        _note_speed((time.perf_counter() - started) / images)
-        return fitted
+    def work(report: jobs.Report, cancelled: Callable[[], bool]) -> int:
+        for request, entry in zip(requests, entries, strict=True):
+            lens = _fit(request, entry, report, cancelled)
+            request.path.parent.mkdir(parents=True, exist_ok=True)
+            _keep(lens, request.path)
+        return len(requests)
 
     return work
+
+
+def _fit(
+    request: LensRequest,
+    entry: CheckpointFile,
+    report: jobs.Report,
+    cancelled: Callable[[], bool],
+) -> Lens:
+    """Open a checkpoint and fit its lens."""
+    report(f"{entry.name}: opening", 0, 0)
+    from analysis.lens import fit_lens
+
+    started = time.perf_counter()
+    model = open_entry(entry)
+    samples = {"train": request.train_samples, "test": request.samples}
+    drawn = {name: _draw(request, model, name, count) for name, count in samples.items()}
+    fitted = fit_lens(
+        model,
+        drawn["train"],
+        drawn["test"],
+        penalty=request.penalty,
+        progress=lambda step: report(
+            f"{entry.name}: {step.stage[0].lower()}{step.stage[1:]}", step.done, step.total
+        ),
+        cancelled=cancelled,
+    )
+    images = sum(len(sample.labels) for sample in drawn.values())
+    _note_speed((time.perf_counter() - started) / images)
+    return fitted
 
 
 def _note_speed(seconds: float) -> None:

@@ -11,7 +11,7 @@ import streamlit as st
 from analysis import figures, figures_lens
 from analysis.figures_lens import Beliefs, ClassCurve, Thumbnail
 from app import jobs, links, offering, texts, texts_lens, widgets
-from app.sources import checkpoints, computing, datasets, folders, lens
+from app.sources import checkpoints, datasets, folders, lens
 from app.sources.checkpoints import CheckpointFile
 from app.sources.lens import LensRequest
 from app.texts_lens import View
@@ -642,25 +642,26 @@ def readable(entry: CheckpointFile) -> object:
     return entry.path.relative_to(root) if entry.path.is_relative_to(root) else entry.path
 
 
-def offer(request: LensRequest, entry: CheckpointFile) -> None:
-    """Offer to fit a lens."""
-    if datasets.is_missing_folder(request.dataset):
+def offer(requests: Sequence[LensRequest], entries: Sequence[CheckpointFile]) -> None:
+    """Offer to fit the lenses that are missing."""
+    dataset = requests[0].dataset
+    if datasets.is_missing_folder(dataset):
         widgets.empty_state(
             "The images are not here",
-            "There is no folder "
-            f"{texts.plain(request.dataset.removeprefix(datasets.FOLDER_PREFIX))} with "
+            f"There is no folder {texts.plain(dataset.removeprefix(datasets.FOLDER_PREFIX))} with "
             "train/CLASS/\\* and test/CLASS/\\* on this machine; pick other data.",
         )
         return
-    seconds = lens.seconds_of(request)
-    time = f", about {texts.duration(seconds)}" if seconds else ""
+    seconds = [lens.seconds_of(request) for request in requests]
+    time = f", about {texts.duration(sum(seconds))}" if None not in seconds else ""
+    names = " and ".join(entry.name for entry in entries)
     offering.offer(
-        request.key,
-        f"The probes of **{texts.plain(entry.name)}** are not fitted yet for these choices: once, "
-        f"on {request.train_samples:,} training images{time}.",
-        f"Fit the probes of {entry.name}",
-        lambda: lens.start(request, entry),
-        is_ready=bool(request.dataset),
+        lens.job_key(requests),
+        f"The probes of **{texts.plain(names)}** are not fitted yet for these choices: once, on "
+        f"{requests[0].train_samples:,} training images{time}.",
+        f"Fit the probes of {names}",
+        lambda: lens.start(requests, entries),
+        is_ready=bool(dataset),
     )
 
 
@@ -714,11 +715,9 @@ def page() -> None:
     )
     found = [lens.find(request) if dataset else None for request in requests]
     ready = [index for index, part in enumerate(found) if part is not None]
-    for index, part in enumerate(found):
-        if part is None:
-            offer(requests[index], chosen[index])
-            if computing.registry().running() is not None:
-                break  # its panel stands for all others
+    missing = [index for index, part in enumerate(found) if part is None]
+    if missing:
+        offer([requests[index] for index in missing], [chosen[index] for index in missing])
     if ready:
         draw(
             [requests[index] for index in ready],

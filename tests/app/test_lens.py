@@ -30,9 +30,8 @@ def fitted(sha256s):
     entries = {entry.sha256: entry for entry in checkpoints.checkpoint_files()[0]}
     for request in requests_of(sha256s):
         if request.sha256 not in FITTED:
-            work = lens._work(request, entries[request.sha256])
-            request.path.parent.mkdir(parents=True, exist_ok=True)
-            lens._keep(work(lambda *step: None, lambda: False), request.path)
+            work = lens._work([request], [entries[request.sha256]])
+            assert work(lambda *step: None, lambda: False) == 1
             FITTED[request.sha256] = request.path.read_bytes()
         request.path.parent.mkdir(parents=True, exist_ok=True)
         request.path.write_bytes(FITTED[request.sha256])
@@ -60,10 +59,7 @@ def shown_text(app) -> str:
 def test_offers_to_fit_what_is_not_fitted_yet(open_app):
     app = open_app("lens", **QUERY)
     assert not app.exception
-    assert [b.label for b in app.button] == [
-        "Fit the probes of bp-net",
-        "Fit the probes of auglocal-net",
-    ]
+    assert [b.label for b in app.button] == ["Fit the probes of bp-net and auglocal-net"]
     assert "60 training images" in shown_text(app)
     assert not app.get("plotly_chart")
 
@@ -75,11 +71,20 @@ def test_probes_are_fitted_once_in_a_job_and_found_again(open_app, wait_for_job,
     app.run()
     assert not app.exception
     assert not app.error
+    assert not [b for b in app.button if b.label.startswith("Fit")]
+    assert len(heatmaps(figures_of(app))) == 2
+    again = open_app("lens", **QUERY)
+    assert len(heatmaps(figures_of(again))) == 2
+    other = open_app("lens", **{**QUERY, "lens_train": "70"})
+    assert "70 training images, about" in shown_text(other)
+
+
+def test_what_is_fitted_is_shown_while_the_other_is_offered(open_app, figures_of, fitted):
+    requests_of(fitted)[1].path.unlink()
+    app = open_app("lens", **QUERY)
+    assert not app.exception
     assert [b.label for b in app.button] == ["Fit the probes of auglocal-net"]
     assert len(heatmaps(figures_of(app))) == 1
-    again = open_app("lens", **QUERY)
-    assert len(heatmaps(figures_of(again))) == 1
-    assert "60 training images, about" in shown_text(again)
 
 
 def test_says_what_to_do_where_there_are_no_checkpoints(open_app, monkeypatch, tmp_path):
@@ -104,7 +109,7 @@ def test_data_that_are_not_here_are_said_to_be_missing(open_app, tmp_path):
     ],
 )
 def test_a_job_that_does_not_end_well_says_so(open_app, wait_for_job, monkeypatch, error, expected):
-    def work(request, entry):
+    def work(requests, entries):
         def steps(report, cancelled):
             raise error
 
@@ -118,13 +123,13 @@ def test_a_job_that_does_not_end_well_says_so(open_app, wait_for_job, monkeypatc
     assert not app.exception
     assert expected in shown_text(app)
     assert "secret" not in shown_text(app)
-    assert "Fit the probes of bp-net" in [b.label for b in app.button]
+    assert [b.label for b in app.button] == ["Fit the probes of bp-net and auglocal-net"]
 
 
 def test_a_running_job_shows_its_progress_and_can_be_cancelled(open_app, wait_for_job, monkeypatch):
     begun = threading.Event()
 
-    def work(request, entry):
+    def work(requests, entries):
         def steps(report, cancelled):
             report("Reading training images", 1, 4)
             begun.set()
@@ -147,9 +152,8 @@ def test_a_running_job_shows_its_progress_and_can_be_cancelled(open_app, wait_fo
 
 
 def test_an_interrupted_job_is_told(open_app, sha256s):
-    registry = computing.registry()
-    request = requests_of(sha256s)[0]
-    registry._write(jobs.Job(request.key, "Fitting"))
+    key = lens.job_key(requests_of(sha256s))
+    computing.registry()._write(jobs.Job(key, "Fitting"))
     app = open_app("lens", **QUERY)
     assert "Interrupted, because the app was closed" in shown_text(app)
 
@@ -159,7 +163,7 @@ def test_a_damaged_lens_is_fitted_again(open_app, fitted):
         request.path.write_bytes(b"PK\x03\x04")
     app = open_app("lens", **QUERY)
     assert not app.exception
-    assert len([b for b in app.button if b.label.startswith("Fit")]) == 2
+    assert [b.label for b in app.button] == ["Fit the probes of bp-net and auglocal-net"]
 
 
 # -------------------------------------------------------------------------------------------- view
