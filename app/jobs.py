@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from analysis.errors import Cancelled
 from analysis.study import Study, save_study
@@ -25,7 +26,9 @@ RUNNING, DONE, FAILED = "running", "done", "failed"
 CANCELLED, INTERRUPTED = "cancelled", "interrupted"
 KEPT_STATES = 50  # files of ended jobs that are kept to explain a link to one of them
 
-Work = Callable[[Callable[[str, int, int], None], Callable[[], bool]], Study]
+Report = Callable[[str, int, int], None]
+Work = Callable[[Report, Callable[[], bool]], Study]
+Result = TypeVar("Result")
 LOGGER = logging.getLogger(__name__)
 
 
@@ -101,14 +104,22 @@ class Registry:
         """The latest job that was asked this question, also one of an earlier server."""
         return self._jobs.get(key) or self._read(key)
 
-    def start(self, key: str, title: str, work: Work, result: Path) -> Job:
-        """Run `work` in a thread and save its study.
+    def start(
+        self,
+        key: str,
+        title: str,
+        work: Callable[[Report, Callable[[], bool]], Result],
+        result: Path,
+        save: Callable[[Result, Path], None] = save_study,
+    ) -> Job:
+        """Run `work` in a thread and save its study, or whatever else it finds.
 
         Args:
             key: identifies the question; a running job of the same key is returned as it is.
             title: what people read while it runs.
             work: takes (report(stage, done, total), cancelled()) and returns a study.
             result: file for the study.
+            save: writes what `work` returns, whole or not at all, where that is no study.
 
         Raises:
             BusyError: another job runs.
@@ -128,7 +139,7 @@ class Registry:
                     "another folder by AUGLOCAL_LIBRARY and start the app again."
                 ) from error
             self._jobs[key] = job
-        threading.Thread(target=self._run, args=(job, work, result), daemon=True).start()
+        threading.Thread(target=self._run, args=(job, work, result, save), daemon=True).start()
         return job
 
     def dismiss(self, key: str) -> None:
@@ -138,12 +149,14 @@ class Registry:
             self._jobs.pop(key, None)
             self._path(key).unlink(missing_ok=True)
 
-    def _run(self, job: Job, work: Work, result: Path) -> None:
+    def _run(
+        self, job: Job, work: Callable[..., Result], result: Path, save: Callable[..., None]
+    ) -> None:
         """Do the work and note how it ended; nothing escapes a thread that nobody joins."""
         try:
-            study = work(job.report, job._cancel.is_set)
+            answer = work(job.report, job._cancel.is_set)
             result.parent.mkdir(parents=True, exist_ok=True)
-            save_study(study, result)
+            save(answer, result)
             state, message = DONE, ""
         except Cancelled:
             state, message = CANCELLED, ""

@@ -239,7 +239,9 @@ def config_rows(metadata: CheckpointMetadata) -> list[dict[str, str]]:
     values = {
         name: value
         for name, value in {**metadata.config, **metadata.rule_options}.items()
-        if value is not None and (name not in options_of_rules or name in metadata.rule_options)
+        if value is not None
+        and (name not in options_of_rules or name in metadata.rule_options)
+        and name != "opened_from"
     }
     return [
         {"Option": name.replace("_", " "), "Value": str(value)} for name, value in values.items()

@@ -43,7 +43,6 @@ def table_rows(
             "Data": about.dataset,
             "Accuracy": 100 * about.accuracy["value"] if about.accuracy else None,
             "Parameters": parameters,
-            "Epochs": about.epoch,
             "Size": entry.size / 2**20,
             "Date": datetime.fromtimestamp(entry.added),
             "From": entry.origin,

@@ -359,7 +359,7 @@ def draw_upload() -> None:
         "Files of weights: .safetensors, .pt, .pth, .th, .tar, .ckpt, .bin",
         key=f"upload-{number}",
         accept_multiple_files=True,
-        max_upload_size=library.MOST_UPLOADED_BYTES // 10**6,
+        max_upload_size=library.MOST_UPLOADED_BYTES // 2**20,
         help="Read in a process of its own, without running anything in it; a clean copy stays on "
         "this machine, and nothing leaves it.",
     )
