@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from analysis.figures import CONFIG, checkpoint_label
-from analysis.study import Study
-from app import jobs, links, texts
-from app.sources import computing, datasets, studies
+from analysis.study import Study, study_record
+from app import jobs, links, redo, texts
+from app.sources import checkpoints, computing, datasets, folders, studies
 from app.sources.checkpoints import CheckpointFile
 from app.sources.studies import Request
 
 FOLDER = "folder"
 NARROWEST_FIGURE = 400  # pixels, below which names on axes collide
 NARROWEST_BOX = 260  # pixels, which show a checkpoint's name
+PICTURE = "picture_form"
+PICTURES = ("png", "svg")
 SETTINGS = ("samples", "seed", "batch_size")
 DEFAULT_SETTINGS = (1000, 0, 125)  # batches enough for intervals; as on the command line
 
@@ -36,7 +39,120 @@ def row_of(count: int) -> list[DeltaGenerator]:
 
 def chart(figure: go.Figure, key: str, alt: str) -> None:
     """Draw a figure that is only looked at."""
-    st.plotly_chart(figure, key=key, config=CONFIG, alt=alt)
+    st.plotly_chart(figure, key=key, config=chart_config(key), alt=alt)
+
+
+def chart_config(name: str) -> dict[str, object]:
+    """How a chart behaves: its camera saves a picture of the form that `exports` lets one choose.
+
+    Args:
+        name: of the picture's file, without an ending; a chart's key does.
+    """
+    form = st.session_state.get(PICTURE, PICTURES[0])
+    return {**CONFIG, "toImageButtonOptions": {"format": form, "filename": name, "scale": 2}}
+
+
+def exports(
+    study: Study | Sequence[Study],
+    tables: Mapping[str, str | Callable[[], str]],
+    *,
+    dataset: str = "",
+    name: str = "study",
+) -> None:
+    """The row under every result: take it away, and how to redo it.
+
+    Downloads for each table (CSV), all tables (JSON), each study (JSON, and a self-contained HTML
+    page), the form of pictures that the charts' cameras save (PNG, SVG), and the command and the
+    Python lines that compute it again. Give charts `config=chart_config(key)`, or draw them by
+    `chart`, for the choice of pictures to reach them. Call it once a page.
+
+    Args:
+        study: what the page shows; several where a page shows several.
+        tables: CSV texts by title, such as {"Map": texts.map_csv(pair)}; a function is called on
+            the click only.
+        dataset: the data as they are called here, where that differs from the study's own name.
+        name: of the downloaded files, without an ending.
+    """
+    shown = [study] if isinstance(study, Study) else list(study)
+    with st.container(horizontal=True, vertical_alignment="center", key="exports"):
+        with st.popover("Take away"):
+            _tables(tables, name)
+            _studies(shown, name)
+            st.session_state.setdefault(PICTURE, PICTURES[0])
+            st.segmented_control(
+                "The camera on each picture saves",
+                PICTURES,
+                key=PICTURE,
+                format_func=str.upper,
+                required=True,
+                persist_state="session",
+            )
+        with st.popover("How to redo this"):
+            _redo(shown, dataset)
+
+
+def _tables(tables: Mapping[str, str | Callable[[], str]], name: str) -> None:
+    """Downloads of tables: each as CSV, all as JSON."""
+    for title, table in tables.items():
+        _download(f"{title} (CSV)", table, f"{name}-{texts.file_name(title)}.csv", "text/csv")
+    if tables:
+        _download(
+            "All tables (JSON)",
+            lambda: texts.tables_json(tables),
+            f"{name}-tables.json",
+            "application/json",
+        )
+
+
+def _studies(shown: Sequence[Study], name: str) -> None:
+    """Downloads of whole studies: their files and their reports."""
+    for index, study in enumerate(shown, start=1):
+        number = f" {index}" if len(shown) > 1 else ""
+        suffix = number.strip() and f"-{number.strip()}"
+        _download(
+            f"Study{number} (JSON)",
+            partial(_study_json, study),
+            f"{name}{suffix}.study.json",
+            "application/json",
+        )
+        _download(
+            f"Report{number} (HTML)",
+            partial(_report, study),
+            f"{name}{suffix}.html",
+            "text/html",
+        )
+
+
+def _study_json(study: Study) -> str:
+    """A study as its file holds it."""
+    return texts.as_json(study_record(study))
+
+
+def _report(study: Study) -> str:
+    """A study as one page; five megabytes, made on the click."""
+    from analysis.report import report_page
+
+    return report_page(study)
+
+
+def _download(title: str, data: str | Callable[[], str], file_name: str, mime: str) -> None:
+    """A button that downloads a text without running the page again."""
+    st.download_button(
+        title, data, file_name=file_name, mime=mime, on_click="ignore", width="stretch"
+    )
+
+
+def _redo(shown: Sequence[Study], dataset: str) -> None:
+    """The commands and the Python lines that compute studies again."""
+    paths = {entry.sha256: entry.path for entry in checkpoints.checkpoint_files()[0]}
+    paths = {sha256: folders.readable(path) for sha256, path in paths.items()}
+    commands = [redo.command_lines(study, dataset, paths) for study in shown]
+    lines = [redo.python_lines(study, dataset, paths) for study in shown]
+    st.markdown("From a terminal, in the folder where the app was started:")
+    st.code("\n".join(dict.fromkeys(commands)), language="bash", wrap_lines=True)
+    if all(lines):
+        st.markdown("In Python:")
+        st.code("\n\n".join(dict.fromkeys(map(str, lines))), language="python", wrap_lines=True)
 
 
 def empty_state(title: str, text: str) -> None:

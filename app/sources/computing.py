@@ -44,7 +44,7 @@ def _work(request: studies.Request, entries: Sequence[CheckpointFile]) -> jobs.W
         from analysis.run import run_study
 
         models = [
-            replace(open_model(_readable(entry.path), "auto"), name=entry.name) for entry in entries
+            replace(open_model(folders.readable(entry.path), "auto"), name=entry.name) for entry in entries
         ]
         by_sha256 = {model.sha256: model for model in models}
         return run_study(
@@ -69,8 +69,3 @@ def _work(request: studies.Request, entries: Sequence[CheckpointFile]) -> jobs.W
 
     return work
 
-
-def _readable(path: Path) -> Path:
-    """A path as people would type it: from the working directory where it lies below that."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path

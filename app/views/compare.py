@@ -9,7 +9,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from analysis import figures
 from analysis.cka import CKAPair
-from analysis.study import Study, StudyCheckpoint, study_record
+from analysis.study import Study, StudyCheckpoint
 from app import links, texts, widgets
 from app.sources import checkpoints, studies
 from app.sources.checkpoints import CheckpointFile
@@ -109,7 +109,7 @@ def draw_map(study: Study, pair: CKAPair, ends: list[StudyCheckpoint]) -> None:
             key="map-chart",
             on_select=lambda: clicked(pair),
             selection_mode="points",
-            config=figures.CONFIG,
+            config=widgets.chart_config("map"),
             alt=f"Map of similarities between the layers of {labels[0]} and {labels[1]}",
         )
         st.caption("Click a cell, or pick two layers.")
@@ -160,28 +160,7 @@ def draw(study: Study, entries: list[CheckpointFile], dataset: str) -> None:
             "Similarity of layers at the same depth",
         )
     st.caption(texts.interval_caption(pair))
-    draw_files(study, pair, dataset)
-
-
-def draw_files(study: Study, pair: CKAPair, dataset: str) -> None:
-    """What to take away: the study, the map as a table, the command."""
-    with st.container(horizontal=True):
-        st.download_button(
-            "Study (JSON)",
-            lambda: texts.as_json(study_record(study)),
-            file_name="compare.study.json",
-            mime="application/json",
-            on_click="ignore",
-        )
-        st.download_button(
-            "Map (CSV)",
-            lambda: texts.map_csv(pair),
-            file_name="map.csv",
-            mime="text/csv",
-            on_click="ignore",
-        )
-    st.caption("The same from a terminal:")
-    st.code(studies.command_of(study, dataset), language=None, wrap_lines=True)
+    widgets.exports(study, {"Map": lambda: texts.map_csv(pair)}, dataset=dataset, name="compare")
 
 
 def page() -> None:
