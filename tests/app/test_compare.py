@@ -9,7 +9,6 @@ import threading
 import pytest
 
 from analysis.errors import Cancelled
-from app import jobs
 from app.sources import computing, studies
 
 
@@ -189,21 +188,6 @@ def test_the_map_can_be_taken_away_as_a_table(make_study):
     assert float(rows[1]["cka"]) == pytest.approx(0.85)
     assert rows[0]["cka"] == ""
     assert "same for every image" in rows[0]["reason"]
-
-
-def test_only_one_job_runs_at_a_time(tmp_path):
-    registry = jobs.Registry(tmp_path)
-    release = threading.Event()
-
-    def work(report, cancelled):
-        release.wait(10)
-        raise ValueError("over")
-
-    first = registry.start("one", "The first", work, tmp_path / "a")
-    assert registry.start("one", "The first", work, tmp_path / "a") is first
-    with pytest.raises(jobs.BusyError, match="The first is still running"):
-        registry.start("two", "The second", work, tmp_path / "b")
-    release.set()
 
 
 def test_data_that_are_not_on_this_machine_are_said_to_be_missing(open_app, sha256s, tmp_path):
