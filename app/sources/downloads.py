@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 import urllib.request
-from urllib.parse import urlsplit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from analysis.errors import Cancelled
 from app import jobs

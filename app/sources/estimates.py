@@ -8,22 +8,28 @@ machine if there is any, else one that came with the project.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 from analysis.study import Study
-from app.sources import studies
+from app.sources import checkpoints, studies
+from app.sources.checkpoints import CheckpointFile
 
 START = 2.0  # seconds for opening checkpoints, which studies do not count
 
 
-def seconds(request: studies.Request, architectures: Sequence[str]) -> float | None:
+def seconds(request: studies.Request, entries: Sequence[CheckpointFile]) -> float | None:
     """About how many seconds a request will take; None where nothing like it was measured.
 
     Args:
         request: what would be asked.
-        architectures: of the checkpoints, the ceiling and the floor among them.
+        entries: the checkpoints, the ceiling among them; a floor counts as one more.
     """
     files = studies.study_files()
+    architectures = _architectures([file.study for file in files], entries)
+    if not architectures:
+        return None
+    architectures += architectures[:1] * (request.floor is not None)
     for shipped in (False, True):
         alike = [
             file.study
@@ -34,6 +40,21 @@ def seconds(request: studies.Request, architectures: Sequence[str]) -> float | N
             nearest = min(alike, key=lambda study: _distance(study, request.samples))
             return START + _rate(nearest) * request.samples * len(architectures)
     return None
+
+
+def _architectures(found: Sequence[Study], entries: Sequence[CheckpointFile]) -> list[str]:
+    """Architectures of checkpoints, as far as known without importing torch; else none at all."""
+    known = {
+        entry.sha256: entry.architecture for study in found for entry in study.question.checkpoints
+    }
+    if "torch" in sys.modules:
+        known |= {
+            entry.sha256: checkpoints.metadata(entry).architecture
+            for entry in entries
+            if entry.sha256 not in known
+        }
+    names = [known.get(entry.sha256) for entry in entries]
+    return [name for name in names if name is not None] if all(names) else []
 
 
 def _is_alike(study: Study, request: studies.Request, architectures: Sequence[str]) -> bool:

@@ -81,9 +81,9 @@ def draw_uses(entry: CheckpointFile) -> None:
     """Where to go with a checkpoint, and away with an uploaded one."""
     with st.container(horizontal=True):
         if st.button("Use as A", type="primary"):
-            links.go("views/compare.py", a=entry.sha256)
+            links.go("views/similarity.py", a=entry.sha256)
         if st.button("Use as B"):
-            links.go("views/compare.py", b=entry.sha256)
+            links.go("views/similarity.py", b=entry.sha256)
         if entry.uploaded:
             st.button("Delete", on_click=delete, args=(entry,))
 

@@ -100,7 +100,7 @@ def draw_ways_on(study: Study) -> None:
     }
     with st.container(horizontal=True):
         if st.button("Compare layer by layer", type="primary"):
-            links.go("views/compare.py", a=sha256s[0], b=sha256s[1], **settings)
+            links.go("views/similarity.py", a=sha256s[0], b=sha256s[1], **settings)
         if st.button("Probes of more checkpoints"):
             links.go("views/probes.py", models=sha256s, **settings)
 

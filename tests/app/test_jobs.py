@@ -73,7 +73,7 @@ def test_the_same_question_is_the_same_job_also_while_it_waits(registry, gate, t
 
 
 def test_a_job_that_waits_is_cancelled_without_having_run(registry, gate, tmp_path):
-    first, second, third = start(registry, gate, tmp_path, "one", "two", "three")
+    _, second, third = start(registry, gate, tmp_path, "one", "two", "three")
     registry.cancel("two")
     assert second.state == jobs.CANCELLED
     assert registry.place("three") == 1
@@ -135,9 +135,7 @@ def test_an_answer_that_still_improves_can_be_seen_until_the_end(registry, tmp_p
     assert load_study(tmp_path / "one.study.json").title == make_study().title
 
 
-def test_a_stopped_study_is_kept_apart_until_the_whole_one_is_there(
-    registry, tmp_path, make_study
-):
+def test_a_stopped_study_is_kept_apart_until_the_whole_one_is_there(registry, tmp_path, make_study):
     whole, stopped = tmp_path / "whole.study.json", tmp_path / "stopped.study.json"
     study = make_study()
     part = replace(

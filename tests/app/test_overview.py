@@ -46,8 +46,8 @@ def test_puts_cifar_before_digits_and_lets_one_choose(open_app, shipped, make_st
 def test_its_buttons_lead_to_the_same_pair(open_app):
     app = open_app()
     next(button for button in app.button if button.label == "Compare layer by layer").click().run()
-    assert app.title[0].value == "Compare"
-    assert len(app.get("plotly_chart")) == 3
+    assert app.title[0].value == "Similarity"
+    assert len(app.get("plotly_chart")) == 5
 
 
 def test_needs_neither_torch_nor_sklearn(shipped):
