@@ -240,7 +240,6 @@ def cell_parts(pair: LayerPair, cell: Cell) -> dict[str, str]:
         pair.short: f"{value:.3f}" if math.isfinite(value) else "undefined",
         "95% interval": f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "none",
         "Null level": f"{level:.3f}" if math.isfinite(level) else "none",
-        "Images": f"{pair.result.samples:,}",
     }
 
 

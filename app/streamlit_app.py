@@ -33,5 +33,6 @@ page = st.navigation(
 st.session_state[widgets.SHOWN_JOBS] = set()
 with st.container(width=WIDEST):
     page.run()
-with st.sidebar:
-    widgets.queue()
+if widgets.queued_elsewhere():
+    with st.sidebar:
+        widgets.queue()

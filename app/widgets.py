@@ -483,10 +483,15 @@ def open_jobs() -> list[jobs.Job]:
     return [*([running] if running is not None else []), *registry.waiting()]
 
 
+def queued_elsewhere() -> list[jobs.Job]:
+    """The open jobs that the page does not show itself."""
+    return [job for job in open_jobs() if job.key not in st.session_state.get(SHOWN_JOBS, ())]
+
+
 @st.fragment(run_every=1.0)
 def queue() -> None:
     """All open jobs that the page does not show itself, each with Cancel."""
-    shown = [job for job in open_jobs() if job.key not in st.session_state.get(SHOWN_JOBS, ())]
+    shown = queued_elsewhere()
     before = st.session_state.get("queue_keys", [])
     st.session_state["queue_keys"] = [job.key for job in shown]
     for job in shown:

@@ -97,7 +97,9 @@ def _folder_fingerprint(dataset: str) -> str:
     root = folder_of(dataset)
     digest = hashlib.sha256(str(root.absolute()).encode())
     for folder in _image_folders(root):
-        for file in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        with os.scandir(folder) as entries:
+            files = sorted(entries, key=lambda entry: entry.name)
+        for file in files:
             status = file.stat()
             digest.update(f"{folder.name}/{file.name}:{status.st_size}".encode())
             digest.update(str(status.st_mtime_ns).encode())
@@ -121,4 +123,5 @@ def _has_images(folder: Path) -> bool:
     """Whether some image lies right in a folder."""
     if not folder.is_dir():
         return False
-    return any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in os.scandir(folder))
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in entries)

@@ -246,12 +246,13 @@ def pick_more(
     if not by_sha256:
         return []
     picked = st.multiselect(
-        "More checkpoints on the plane of all layers",
+        "More checkpoints",
         list(by_sha256),
         key="more",
         format_func=lambda sha256: widgets.label(by_sha256[sha256]),
         placeholder="None",
         persist_state="session",
+        help="Their layers join the plane of all layers below.",
         wrap=True,
     )
     return [by_sha256[sha256] for sha256 in picked]
@@ -361,7 +362,7 @@ def draw_map(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int]) ->
 
 def draw_cell(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int]) -> None:
     """The chosen pair of layers in numbers."""
-    with st.container(horizontal=True, gap="large", key="detail"):
+    with st.container(horizontal=True, gap="medium", key="detail"):
         for title, value in pairs.cell_parts(pair, cell).items():
             st.metric(title, value, width="content", help=NUMBER_HELP.get(title))
         if minus is not None:
@@ -621,18 +622,19 @@ def page() -> None:
     if not entries:
         widgets.no_checkpoints()
         return
-    *places, measure_place, data_place = widgets.row_of(4)
-    chosen = pick_pair(entries, places)
+    chosen = pick_pair(entries, widgets.row_of(2))
     links.show_missing()
     sha256s = tuple(dict.fromkeys(entry.sha256 for entry in chosen))
+    measure_place, data_place, more_place = widgets.row_of(3)
     with measure_place:
         measure = pick_measure()
+    with more_place:
+        more = pick_more(entries, chosen) if measure == "cka" else []
     with data_place:
         dataset = widgets.pick_data(sha256s, measure)
     left, right = widgets.side_by_side()
     with left:
         options, ceiling, floor = pick_options(measure, chosen, entries)
-    more = pick_more(entries, chosen) if measure == "cka" else []
     side = pick_side(len(sha256s) == 1, measure)
     links.remember(map=side)
     asked = [*sha256s, *(entry.sha256 for entry in more)]
