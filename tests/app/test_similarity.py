@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -199,3 +200,180 @@ def test_data_that_are_not_on_this_machine_are_said_to_be_missing(open_app, sha2
     )
     assert "The images are not here" in [heading.value for heading in app.subheader]
     assert not [button for button in app.button if button.label == "Compare"]
+
+
+# ------------------------------------------------------------------------------- queue and parts
+
+
+@pytest.fixture
+def slow_work(monkeypatch, make_study):
+    """Works that publish a part and wait; cancelled, they give the part back as a study."""
+
+    class Slow:
+        def __init__(self):
+            self.open, self.published, self.order = threading.Event(), threading.Event(), []
+
+        def work(self, request, entries):
+            def steps(report, cancelled):
+                self.order.append(request.samples)
+                part = make_study([entry.sha256 for entry in entries])
+                part = replace(
+                    part,
+                    question=replace(part.question, samples=request.samples),
+                    provenance=replace(part.provenance, stopped="stopped after 3 of 8 batches"),
+                )
+                report("Reading test images", 3, 8)
+                report.publish(part)
+                self.published.set()
+                while not self.open.wait(0.01):
+                    if cancelled():
+                        return part
+                raise Cancelled("released")
+
+            return steps
+
+    slow = Slow()
+    monkeypatch.setattr(computing, "_work", slow.work)
+    yield slow
+    slow.open.set()
+
+
+def press(app, label):
+    next(button for button in app.button if button.label == label).click().run()
+
+
+def run_with(app, samples):
+    app.number_input(key="samples").set_value(samples).run()
+    app.button(key="run-cka").click().run()
+
+
+def test_the_map_shows_while_batches_come_in_and_cancel_keeps_it(
+    open_app, slow_work, wait_for_job, figures_of
+):
+    app = open_app("similarity")
+    run_with(app, 500)
+    assert slow_work.published.wait(10)
+    app.run()
+    assert map_figure(figures_of(app))
+    assert any("Partial" in caption.value for caption in app.caption)
+    assert "run-cka" not in {button.key for button in app.button}
+    press(app, "Cancel")
+    wait_for_job()
+    app.run()
+    assert map_figure(figures_of(app))
+    words = " ".join(text.value for text in app.markdown).replace("\\", "")
+    assert "**Partial**: stopped after 3 of 8 batches" in words
+    assert app.button(key="run-cka").label == "Compare in full"
+    # A part is never taken for the answer.
+    assert not app.get("download_button")
+
+
+def test_a_second_question_waits_for_its_turn_and_can_leave_the_queue(
+    open_app, slow_work, wait_for_job
+):
+    app = open_app("similarity")
+    run_with(app, 500)
+    assert slow_work.published.wait(10)
+    app.number_input(key="samples").set_value(600).run()
+    assert "after 1 job that comes first" in " ".join(text.value for text in app.markdown)
+    app.button(key="run-cka").click().run()
+    assert any(caption.value == "Waiting: 1 job first" for caption in app.caption)
+    assert [job.state for job in computing.registry().waiting()] == ["queued"]
+    # The running one is in the sidebar, the waiting one on the page.
+    assert "3 of 8" in app.sidebar.get("progress")[0].text
+    main = [button for button in app.main.button if button.label == "Cancel"]
+    main[0].click().run()
+    assert computing.registry().waiting() == []
+    assert app.info[0].value == "Cancelled; nothing was saved."
+    assert slow_work.order == [500]
+
+
+# -------------------------------------------------------------------------- measures and options
+
+
+@pytest.mark.parametrize("measure", ["procrustes", "predictivity"])
+def test_another_measure_has_map_curves_and_numbers(open_app, wait_for_job, figures_of, measure):
+    app = open_app("similarity", samples="40")
+    app.selectbox(key="measure").set_value(measure).run()
+    app.button(key=f"run-{measure}").click().run()
+    wait_for_job()
+    app.run()
+    assert not app.exception
+    assert not app.error
+    assert len(app.get("plotly_chart")) == 4
+    assert app.query_params["measure"] == measure
+    assert app.metric[0].value != "undefined"
+    assert app.metric[2].label == "Null level"
+    app.segmented_control(key="map").set_value("B-B").run()
+    assert app.button(key=f"run-{measure}").label == "Compare"
+
+
+def test_options_are_part_of_the_question_and_of_the_link(open_app, wait_for_job, figures_of):
+    app = open_app("similarity", samples="32", batch_size="8")
+    app.segmented_control(key="kernel").set_value("rbf").run()
+    app.number_input(key="bandwidth").set_value(0.5).run()
+    app.toggle(key="floor").set_value(True).run()
+    app.button(key="run-cka").click().run()
+    wait_for_job()
+    app.run()
+    assert not app.error
+    figures = figures_of(app)
+    assert "RBF CKA (0.5 medians)" in figures[0]["layout"]["title"]["text"]
+    same_depth = next(f for f in figures if "same depth" in f["layout"]["title"]["text"])
+    assert any("floor" in (trace.get("name") or "") for trace in same_depth["data"])
+    link = {name: app.query_params[name] for name in ("kernel", "bandwidth", "floor")}
+    again = open_app("similarity", samples="32", batch_size="8", **link)
+    assert figures_of(again)[0]["layout"]["title"] == figures[0]["layout"]["title"]
+    again.toggle(key="floor").set_value(False).run()
+    figures = figures_of(again)
+    same_depth = next(f for f in figures if "same depth" in f["layout"]["title"]["text"])
+    assert not any("floor" in (trace.get("name") or "") for trace in same_depth["data"])
+
+
+def test_another_split_is_another_question(open_app):
+    app = open_app("similarity")
+    app.segmented_control(key="split").set_value("train").run()
+    assert app.button(key="run-cka").label == "Compare"
+    assert app.query_params["split"] == "train"
+    again = open_app("similarity", split="train")
+    assert again.segmented_control(key="split").value == "train"
+
+
+def test_each_with_itself_and_their_difference_have_common_scales(open_app, figures_of):
+    app = open_app("similarity", map="all")
+    heatmaps = [f["data"][0] for f in figures_of(app) if f["data"][0]["type"] == "heatmap"]
+    assert [(h["zmin"], h["zmax"]) for h in heatmaps[:3]] == [(0, 1)] * 3
+    assert heatmaps[3]["zmin"] == -heatmaps[3]["zmax"]
+    app.segmented_control(key="map").set_value("difference").run()
+    assert not app.exception
+    assert "difference" in map_figure(figures_of(app))["layout"]["title"]["text"]
+    assert app.metric[-1].label == "CKA of B with B"
+
+
+def test_many_checkpoints_are_compared_at_once(
+    open_app, shipped, add_net, wait_for_job, figures_of
+):
+    third = add_net(shipped / "third.safetensors", "dgl", 7)
+    app = open_app("similarity", samples="32", batch_size="8")
+    app.multiselect(key="more").set_value([third]).run()
+    app.button(key="run-cka").click().run()
+    wait_for_job()
+    app.run()
+    plane = next(f for f in figures_of(app) if "plane" in f["layout"]["title"]["text"])
+    names = [trace["name"] for trace in plane["data"] if trace.get("name")]
+    assert names == ["BP, bp-net", "AugLocal, auglocal-net", "DGL, third"]
+    assert app.query_params["more"] == third[:12]
+
+
+def test_images_of_both_layers_are_seen_through_pca(open_app, figures_of):
+    app = open_app("similarity", view="images", image="7")
+    assert not app.exception
+    assert not app.error
+    titles = [f["layout"]["title"]["text"] for f in figures_of(app)]
+    assert titles.count("stage2_block2") == 2
+    points = next(f for f in figures_of(app) if f["layout"]["title"]["text"] == "stage2_block2")
+    assert sum(len(trace.get("customdata", ())) for trace in points["data"]) == 300
+    assert app.number_input(key="image").value == 7
+    app.number_input(key="image").set_value(9).run()
+    assert app.query_params["image"] == "9"
+
