@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ from analysis.figures_similarity import SHORT_NAMES
 from analysis.paired import matched_depth
 from analysis.similarity import SimilarityResult
 
-IntArray = npt.NDArray[np.int64]
+IntArray = npt.NDArray[np.integer[Any]]
 # Ten colours that colour-blind readers tell apart as far as ten can be; markers do the rest.
 CLASS_COLOURS = (
     "#0072B2",
@@ -186,7 +187,8 @@ def measure_profile(
     row, column = selected
     styles = list(checkpoint_styles({"row": rules[0], "column": rules[1]}).values())
     places = positions([result.columns, result.rows])
-    cells = ((row, slice(None)), (slice(None), column))
+    whole = slice(None)
+    cells: tuple[tuple[int | slice, int | slice], ...] = ((row, whole), (whole, column))
     names = (
         f"{text(result.rows[row])} of {text(labels[0])}",
         f"{text(result.columns[column])} of {text(labels[1])}",
@@ -315,8 +317,9 @@ def image_scatter(
             )
         )
     if selected is not None:
-        add_ring(figure, *points[selected].tolist(), Style("#111111", "solid", "circle"))
-        add_ring(figure, *points[selected].tolist(), Style("#FFFFFF", "solid", "circle"))
+        x, y = (float(value) for value in points[selected])
+        add_ring(figure, x, y, Style("#111111", "solid", "circle"))
+        add_ring(figure, x, y, Style("#FFFFFF", "solid", "circle"))
         figure.data[-1].marker.size = 19
     lay_out(figure, title)
     share = f"{float(np.sum(explained)):.0%} of the variance"

@@ -221,7 +221,7 @@ class Registry:
         job = self._jobs.get(key)
         if job is not None and job.is_open:
             job.cancel()
-            if not job.is_open:
+            if job.ended is not None:  # it waited, and nothing else notes its end
                 with contextlib.suppress(OSError):
                     self._write(job)
 

@@ -12,7 +12,6 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from analysis.errors import InputError
 from app.sources import datasets
@@ -32,7 +31,7 @@ SPLITS = ("train", "test", "val")
 LAYOUTS = "train/CLASS/* and test/CLASS/*, CLASS/*, or images only"
 
 
-def keep_images(name: str, file: BinaryIO) -> str:
+def keep_images(name: str, file: io.BytesIO) -> str:
     """Check a zip of images and keep them, unpacked, in a folder named by its checksum.
 
     Args:

@@ -96,10 +96,10 @@ def pick_options(
     return options, ceiling, floor
 
 
-def _restore_options(
+def first_options(
     measure: str, chosen: Sequence[CheckpointFile], entries: Sequence[CheckpointFile]
-) -> None:
-    """First values: of the address, or of a study of the pair that is here."""
+) -> dict[str, Any]:
+    """First values of the options: references as a study of the pair has them that is here."""
     sha256s = [entry.sha256 for entry in chosen]
     roles = {
         entry.role: entry
@@ -107,6 +107,20 @@ def _restore_options(
         for entry in study.question.checkpoints
         if entry.role
     }
+    here = {entry.sha256 for entry in entries} - set(sha256s)
+    ceiling = roles["ceiling"].sha256 if "ceiling" in roles else NO_CEILING
+    return {
+        **OPTIONS,
+        "floor": "floor" in roles,
+        "ceiling": ceiling if ceiling in here else NO_CEILING,
+    }
+
+
+def _restore_options(
+    measure: str, chosen: Sequence[CheckpointFile], entries: Sequence[CheckpointFile]
+) -> None:
+    """Give the options their first values: of the address, or of a study that is here."""
+    sha256s = [entry.sha256 for entry in chosen]
     here = [entry.sha256 for entry in entries]
     parsers: dict[str, Callable[[str], Any]] = {
         "kernel": lambda text: text if text in KERNELS else None,
@@ -114,12 +128,11 @@ def _restore_options(
         "estimator": lambda text: text if text in ESTIMATORS else None,
         "pooling": links.whole_number,
         "probe_pooling": lambda text: None if text == "none" else links.whole_number(text),
-        "ceiling": lambda text: getattr(checkpoints.by_prefix(entries, text), "sha256", None),
+        "ceiling": lambda text: getattr(
+            checkpoints.by_prefix(entries, text), "sha256", NO_CEILING if text == "none" else None
+        ),
     }
-    defaults = {**OPTIONS, "floor": "floor" in roles}
-    if "ceiling" in roles and roles["ceiling"].sha256 in here:
-        defaults["ceiling"] = roles["ceiling"].sha256
-    for name, default in defaults.items():
+    for name, default in first_options(measure, chosen, entries).items():
         links.restore(name, default, parsers.get(name, lambda text: text == "True"))
     for name in ("pooling", "probe_pooling"):
         if st.session_state[name] not in POOLINGS:
@@ -599,18 +612,29 @@ def draw(
     widgets.exports(study, tables, dataset=request.dataset, name="similarity")
 
 
-def remember(request: Request, chosen: Sequence[CheckpointFile], more: Sequence[str]) -> None:
-    """Write all choices but the cell into the address."""
-    links.remember_request(request, a=chosen[0].sha256, b=chosen[1].sha256, more=more)
+def remember(
+    request: Request,
+    chosen: Sequence[CheckpointFile],
+    more: Sequence[CheckpointFile],
+    first: Mapping[str, Any],
+) -> None:
+    """Write all choices but the cell into the address; those at their first value leave it."""
+    shas = [entry.sha256 for entry in more]
+    links.remember_request(request, a=chosen[0].sha256, b=chosen[1].sha256, more=shas)
     changed = {
-        name: "" if st.session_state[name] == default else str(st.session_state[name]).lower()
-        for name, default in OPTIONS.items()
+        name: "" if st.session_state[name] == value else _written(name)
+        for name, value in first.items()
     }
-    for name in ("intervals", "floor"):
-        changed[name] = "True" if st.session_state[name] else "False"
-    changed["ceiling"] = links.short(request.ceiling or "")
     measure = "" if request.measure == "cka" else request.measure
     links.remember(measure=measure, **changed)
+
+
+def _written(name: str) -> str:
+    """An option as it stands in an address."""
+    value = st.session_state[name]
+    if name == "ceiling":
+        return links.short(value) or "none"
+    return "none" if value is None else str(value)
 
 
 def page() -> None:
@@ -646,7 +670,7 @@ def page() -> None:
         request = widgets.pick_question(
             asked, measure, dataset, ceiling=ceiling, floor=floor, options=options
         )
-    remember(request, chosen, [entry.sha256 for entry in more])
+    remember(request, chosen, more, first_options(measure, chosen, entries))
     study = studies.find_study(request)
     if study is not None:
         draw(study, chosen, request, side)

@@ -376,4 +376,3 @@ def test_images_of_both_layers_are_seen_through_pca(open_app, figures_of):
     assert app.number_input(key="image").value == 7
     app.number_input(key="image").set_value(9).run()
     assert app.query_params["image"] == "9"
-
