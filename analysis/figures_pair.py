@@ -324,6 +324,6 @@ def image_scatter(
     lay_out(figure, title)
     share = f"{float(np.sum(explained)):.0%} of the variance"
     hidden = {"showticklabels": False, "zeroline": False, "showgrid": False, "fixedrange": True}
-    figure.update_xaxes(title=f"first two components, {share}", **hidden)
+    figure.update_xaxes(title=share, **hidden)
     figure.update_yaxes(scaleanchor="x", **hidden)
     return figure.update_layout(height=HEIGHT - 160, margin={"l": 12, "r": 12, "t": 40, "b": 40})

@@ -457,8 +457,8 @@ def draw_images(
         st.markdown(f"Class **{texts.plain(pictures.classes[pictures.labels[chosen]])}**")
     links.remember(image=chosen + 1)
     st.caption(
-        f"{count} of the images, a point each, coloured by class: the first two principal "
-        f"components of features pooled to {pair_features.CELLS} x {pair_features.CELLS}; the "
+        f"{count} of the images, a point each, coloured by class (hover names it): the first two "
+        f"principal components of features pooled to {pair_features.CELLS} x {pair_features.CELLS}; the "
         "right picture is turned onto the left one."
     )
 
@@ -480,7 +480,7 @@ def _draw_points(
         points.explained,
         pictures.labels,
         pictures.classes,
-        title=layer,
+        title=f"{side.upper()}: {layer}",
         selected=chosen,
     )
     st.plotly_chart(
