@@ -458,8 +458,8 @@ def draw_images(
     links.remember(image=chosen + 1)
     st.caption(
         f"{count} of the images, a point each, coloured by class (hover names it): the first two "
-        f"principal components of features pooled to {pair_features.CELLS} x {pair_features.CELLS}; the "
-        "right picture is turned onto the left one."
+        f"principal components of features pooled to {pair_features.CELLS} x "
+        f"{pair_features.CELLS}; the right picture is turned onto the left one."
     )
 
 
