@@ -6,6 +6,7 @@ this machine.
 
 from __future__ import annotations
 
+import json
 import shlex
 from argparse import Namespace
 from collections.abc import Mapping
@@ -65,12 +66,13 @@ def python_lines(study: Study, dataset: str, paths: Mapping[str, Path]) -> str |
     found = [_path(study, index, given, paths) for index, given in enumerate(_files(options))]
     models = found[: len(options.checkpoints)]
     keywords = [
-        f"    {name}={value!r}," for name, value in _keywords(study, options, dataset).items()
+        f"    {name}={_literal(value)},"
+        for name, value in _keywords(study, options, dataset).items()
     ]
     extra = ", auxiliaries=True" if "probe" in _measures(study, options) else ""
     references = []
     if getattr(options, "ceiling", None) is not None:
-        references.append(f'    ceiling=open_model({found[-1]!r}, "auto"),')
+        references.append(f'    ceiling=open_model({_literal(found[-1])}, "auto"),')
     if _floor(options) is not None:
         references.append(f"    floor=untrained(models[0], {_floor(options)}),")
     return "\n".join(
@@ -80,7 +82,7 @@ def python_lines(study: Study, dataset: str, paths: Mapping[str, Path]) -> str |
             "from analysis.study import save_study",
             "",
             "models = [",
-            *(f'    open_model({path!r}, "auto"{extra}),' for path in models),
+            *(f'    open_model({_literal(path)}, "auto"{extra}),' for path in models),
             "]",
             "study = run_study(",
             "    models,",
@@ -90,6 +92,13 @@ def python_lines(study: Study, dataset: str, paths: Mapping[str, Path]) -> str |
             f'save_study(study, "{OUT}")',
         ]
     )
+
+
+def _literal(value: Any) -> str:
+    """A value as Python people write it: texts in double quotes."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_literal, value))}{',' * (len(value) == 1)})"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _options(study: Study) -> Namespace | None:
@@ -136,9 +145,9 @@ def _keywords(study: Study, options: Namespace, dataset: str) -> dict[str, Any]:
     from analysis.commands.options import request_options
 
     given = {
-        **request_options(options),
         "dataset": dataset or study.question.dataset,
         "measures": _measures(study, options),
+        **request_options(options),
     }
     given["folder"] = str(given["folder"])
     defaults = StudyRequest(dataset="")

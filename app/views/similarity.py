@@ -28,14 +28,15 @@ SIDE_NAMES = {
     ALL: "All four",
 }
 MEASURES = tuple(pairs.MEASURE_TITLES)
-POOLINGS = (None, 1, 2, 4)
+WHOLE = 0  # a choice of None would look like no choice
+POOLINGS = (WHOLE, 1, 2, 4)
 GROUPS = 10
 NO_CEILING = ""
 OPTIONS: dict[str, Any] = {
     "kernel": "linear",
     "bandwidth": 0.8,
     "estimator": "unbiased",
-    "pooling": None,
+    "pooling": WHOLE,
     "probe_pooling": 1,
     "intervals": False,
     "ceiling": NO_CEILING,
@@ -127,7 +128,7 @@ def _restore_options(
         "bandwidth": _positive,
         "estimator": lambda text: text if text in ESTIMATORS else None,
         "pooling": links.whole_number,
-        "probe_pooling": lambda text: None if text == "none" else links.whole_number(text),
+        "probe_pooling": links.whole_number,
         "ceiling": lambda text: getattr(
             checkpoints.by_prefix(entries, text), "sha256", NO_CEILING if text == "none" else None
         ),
@@ -167,9 +168,9 @@ def _options_summary(measure: str, entries: Sequence[CheckpointFile]) -> str:
     return text[0].upper() + text[1:]
 
 
-def _pooling_name(size: int | None) -> str:
+def _pooling_name(size: int) -> str:
     """What is compared of a layer."""
-    names = {None: "whole features", 1: "averaged features"}
+    names = {WHOLE: "whole features", 1: "averaged features"}
     return names.get(size, f"features pooled to {size} x {size}")
 
 
@@ -221,8 +222,8 @@ def _pick_other_options() -> dict[str, Any]:
 
 
 def _pick_pooling(key: str) -> int | None:
-    """What of each layer is compared."""
-    chosen: int | None = st.selectbox(
+    """What of each layer is compared; None for all of it."""
+    chosen = st.selectbox(
         "Compare",
         POOLINGS,
         key=key,
@@ -230,7 +231,7 @@ def _pick_pooling(key: str) -> int | None:
         persist_state="session",
         help="Averaging over positions keeps what a layer sees and drops where.",
     )
-    return chosen
+    return None if chosen == WHOLE else int(chosen)
 
 
 def _pick_references(
@@ -634,7 +635,7 @@ def _written(name: str) -> str:
     value = st.session_state[name]
     if name == "ceiling":
         return links.short(value) or "none"
-    return "none" if value is None else str(value)
+    return str(value)
 
 
 def page() -> None:

@@ -330,6 +330,18 @@ def test_options_are_part_of_the_question_and_of_the_link(open_app, wait_for_job
     assert not any("floor" in (trace.get("name") or "") for trace in same_depth["data"])
 
 
+def test_features_can_be_pooled_or_whole(open_app):
+    app = open_app("similarity")
+    assert app.selectbox(key="pooling").options[0] == "Whole features"
+    assert app.selectbox(key="pooling").value == 0
+    app.selectbox(key="pooling").set_value(1).run()
+    assert app.button(key="run-cka").label == "Compare"
+    assert app.query_params["pooling"] == "1"
+    app.selectbox(key="pooling").set_value(0).run()
+    assert "pooling" not in app.query_params
+    assert app.get("plotly_chart")
+
+
 def test_another_split_is_another_question(open_app):
     app = open_app("similarity")
     app.segmented_control(key="split").set_value("train").run()
