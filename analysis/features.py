@@ -74,7 +74,8 @@ def sample_images(
     The order is random too: minibatches of class-sorted images give another CKA.
 
     Args:
-        dataset: a name, or "imagefolder:PATH".
+        dataset: a name, or "imagefolder:PATH"; a folder of class folders, or of images without
+            classes, is all test split.
         split: "train", "validation" or "test".
         samples: how many; None takes `default_samples`, or all where there are fewer.
         seed: decides which; the same seed draws the same images.
@@ -96,7 +97,12 @@ def sample_images(
     """
     with translated_errors():
         loaded = load_dataset(
-            dataset, folder=folder, download=download, image_size=image_size, title=title
+            dataset,
+            folder=folder,
+            download=download,
+            image_size=image_size,
+            title=title,
+            unsplit=True,
         )
     size = _split_size(loaded, split)
     all_labels: IntArray = loaded.splits[split].labels.numpy()

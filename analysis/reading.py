@@ -158,10 +158,12 @@ def read_test(
     request: StudyRequest,
     watch: Watch,
     share: Share,
+    refined: Callable[[CKAAccumulator], None] = lambda accumulator: None,
 ) -> Reading:
     """Read every layer of every model once, for all measures that were asked for.
 
     Where a wish to stop comes after a batch was done, the batches done are what is returned.
+    `refined` is called with what CKA has gathered after every batch but the last.
     """
     minibatch = "cka" in request.measures and not request.full_set
     layers = {name: model.layer_names for name, model in models.items()}
@@ -190,6 +192,8 @@ def read_test(
             break
         if reading.cka is not None:
             reading.cka.update(grams, index=index)
+            if index != mine[-1][0]:
+                refined(reading.cka)
         if kept is not None:
             for key, gram in grams.items():
                 if known.get(key[0]) is None:

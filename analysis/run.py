@@ -33,6 +33,7 @@ from analysis.errors import Cancelled, InputError
 from analysis.features import ImageSample, check_images, sample_images, stream_features
 from analysis.full_set import FullSetAccumulator, full_set_bytes, in_step
 from analysis.gram import spatial_pool
+from analysis.minibatch import CKAAccumulator
 from analysis.models import Model, describe_device, unique_names
 from analysis.reading import Progress, Reading, Watch, read_features, read_test
 from analysis.request import StudyRequest
@@ -52,6 +53,7 @@ def run_study(
     progress: Callable[[Progress], None] = lambda progress: None,
     cancelled: Callable[[], bool] = lambda: False,
     keep_partial: bool = False,
+    partial: Callable[[Study], None] | None = None,
     **options: Any,
 ) -> Study:
     """Compare the layers of models by every measure asked for.
@@ -63,6 +65,8 @@ def run_study(
         progress: called at the start of a stage, after every batch and after every probe.
         cancelled: asked before every batch and every probe.
         keep_partial: after `cancelled` give what there is so far, if only CKA of some batches.
+        partial: called with CKA of the batches read so far, at most twice a second; that study's
+            provenance says that it is not whole. Not with a full-set estimator, nor under torchrun.
         options: fields of `StudyRequest`; `dataset` is needed.
 
     Returns:
@@ -72,28 +76,17 @@ def run_study(
         InputError: images, models and options do not fit together.
         Cancelled: `cancelled` said so, and there is nothing to keep.
     """
-    started = time.perf_counter()
     request = StudyRequest(**options)
     if not models:
         raise InputError("There is no checkpoint to read; give at least one.")
     run = _Run(request, models, ceiling, floor, Watch(progress, cancelled))
+    if partial is not None:
+        run.refined = _Refiner(run, partial)
     # NumPy's threads and PyTorch's wait for each other by spinning: together they took six times
     # as long as PyTorch's alone (40 s against 6.5 s on two busy cores).
     with threadpool_limits(1, user_api="blas"):
         answers = run.answer(keep_partial)
-    return Study(
-        title=request.title or f"{' and '.join(run.compared)} on {run.test.title}",
-        question=run.question(),
-        provenance=StudyProvenance(
-            versions=_versions(),
-            device=describe_device(models[0].device),
-            seconds=round(time.perf_counter() - started, 3),
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=run.command(),
-            stopped=run.stopped,
-        ),
-        **answers,
-    )
+    return run.study(answers)
 
 
 def answers_here() -> bool:
@@ -112,6 +105,7 @@ class _Run:
         floor: Model | None,
         watch: Watch,
     ) -> None:
+        self.started = time.perf_counter()
         self.request, self.watch = request, watch
         if ceiling is not None and ceiling.sha256 in {model.sha256 for model in models}:
             raise InputError(
@@ -136,6 +130,7 @@ class _Run:
         self.plan = self._plan()
         self.share = share_of_this_process()
         self.stopped: str | None = None
+        self.refined: Callable[[CKAAccumulator], None] = lambda accumulator: None
 
     def _draw(self, split: str, samples: int | None, **options: Any) -> ImageSample:
         request = self.request
@@ -193,7 +188,9 @@ class _Run:
         if self.request.full_set and not self.request.keeps_features:
             return Reading()
         slices, request = self.plan.slices, self.request
-        return read_test(self.models, self.test, slices, request, self.watch, self.share)
+        return read_test(
+            self.models, self.test, slices, request, self.watch, self.share, self.refined
+        )
 
     def _answers(self, reading: Reading, train_features: Any) -> dict[str, Any]:
         request = self.request
@@ -223,8 +220,13 @@ class _Run:
         done = 0 if reading.cka is None else len(reading.cka.state()["indices"])
         if not keep_partial or reading.cka is None or done == 0:
             raise Cancelled("The analysis was cancelled; nothing was saved.")
-        self.stopped = f"stopped after {done} of {len(self.plan.slices)} batches"
-        return {"cka": reading.cka.result(), "probes": ()}
+        return self.part(reading.cka, "stopped")
+
+    def part(self, accumulator: CKAAccumulator, word: str) -> dict[str, Any]:
+        """CKA of the batches done; the study's provenance then says how many, after `word`."""
+        done = len(accumulator.state()["indices"])
+        self.stopped = f"{word} after {done} of {len(self.plan.slices)} batches"
+        return {"cka": accumulator.result(), "probes": ()}
 
     def _full_set(self) -> CKAResult:
         """CKA over all images at once, layer after layer."""
@@ -271,6 +273,23 @@ class _Run:
             )
 
     # ------------------------------------------------------------------ where it came from
+
+    def study(self, answers: dict[str, Any]) -> Study:
+        """Put answers together with the question and where they came from."""
+        device = next(iter(self.models.values())).device
+        return Study(
+            title=self.request.title or f"{' and '.join(self.compared)} on {self.test.title}",
+            question=self.question(),
+            provenance=StudyProvenance(
+                versions=_versions(),
+                device=describe_device(device),
+                seconds=round(time.perf_counter() - self.started, 3),
+                date=datetime.now(UTC).isoformat(timespec="seconds"),
+                command=self.command(),
+                stopped=self.stopped,
+            ),
+            **answers,
+        )
 
     def question(self) -> StudyQuestion:
         """Record what was asked."""
@@ -334,6 +353,23 @@ class _Run:
 
 
 UNTRAINED = "untrained"
+REFINED_EVERY = 0.5  # seconds; a map that changes faster cannot be read
+
+
+class _Refiner:
+    """Shows CKA of the batches read so far, now and then."""
+
+    def __init__(self, run: _Run, show: Callable[[Study], None]) -> None:
+        self._run, self._show = run, show
+        self._last = -math.inf
+
+    def __call__(self, accumulator: CKAAccumulator) -> None:
+        if self._run.share.count > 1 or time.perf_counter() - self._last < REFINED_EVERY:
+            return
+        answers = self._run.part(accumulator, "so far")
+        self._show(self._run.study(answers))
+        self._run.stopped = None
+        self._last = time.perf_counter()
 
 
 def _words(options: Mapping[str, object]) -> list[str]:

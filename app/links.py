@@ -98,7 +98,7 @@ def remember(**values: object) -> None:
 
 
 def remember_request(request: Request, **checkpoints: str | Sequence[str]) -> None:
-    """Write a question into the address: checkpoints, data, number of images, seed, batches."""
+    """Write a question into the address: checkpoints, data, and which images."""
     values: dict[str, object] = {
         name: ",".join(map(short, [value] if isinstance(value, str) else value))
         for name, value in checkpoints.items()
@@ -106,6 +106,8 @@ def remember_request(request: Request, **checkpoints: str | Sequence[str]) -> No
     values.update(data=request.dataset, samples=request.samples, seed=request.seed)
     if request.measure == "cka":
         values["batch_size"] = request.batch_size
+    values["split"] = "" if request.split == "test" else request.split
+    values["balanced"] = "True" if request.option("balanced") else ""
     remember(**values)
 
 

@@ -6,7 +6,6 @@ import streamlit as st
 from streamlit import net_util
 
 from app import widgets
-from app.sources import computing
 
 SIDEBAR = 208  # pixels; four short names need no more
 WIDEST = 1280  # pixels; longer lines are hard to read
@@ -15,23 +14,30 @@ WIDEST = 1280  # pixels; longer lines are hard to read
 # internet for this machine's address first.
 net_util.get_external_ip = lambda: None
 
+
+def compare() -> None:
+    """Lead links to the page Compare, as Similarity was called, to what they show."""
+    st.switch_page("views/similarity.py", query_params=st.query_params.to_dict())
+
+
 st.set_page_config(page_title="AugLocal", layout="wide", initial_sidebar_state=SIDEBAR)
 page = st.navigation(
     [
         st.Page("views/overview.py", title="Overview", default=True),
         st.Page("views/checkpoints.py", title="Checkpoints"),
-        st.Page("views/compare.py", title="Compare"),
+        st.Page("views/similarity.py", title="Similarity"),
         st.Page("views/probes.py", title="Probes"),
         st.Page("views/lens.py", title="Lens"),
         st.Page("views/dynamics.py", title="Dynamics"),
         st.Page("views/auxiliary.py", title="Auxiliary networks"),
         st.Page("views/train.py", title="Train"),
         st.Page("views/method.py", title="Method"),
+        st.Page(compare, url_path="compare", visibility="hidden"),
     ]
 )
+st.session_state[widgets.SHOWN_JOBS] = set()
 with st.container(width=WIDEST):
     page.run()
-running = computing.registry().running()
-if running is not None and page.title in ("Overview", "Checkpoints"):
+if widgets.queued_elsewhere():
     with st.sidebar:
-        widgets.progress(running.key)
+        widgets.queue()

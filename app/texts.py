@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +195,32 @@ def probe_csv(probes: Sequence[ProbeResult]) -> str:
             ]
             writer.writerow([probe.model, layer, *numbers, probe.undefined.get(layer, "")])
     return stream.getvalue()
+
+
+def file_name(title: str) -> str:
+    """A title as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def tables_json(tables: Mapping[str, str | Callable[[], str]]) -> str:
+    """Tables as one document: a list of records by title, numbers as numbers, empty as null."""
+    document = {
+        title: [
+            {column: _number(value) for column, value in row.items()}
+            for row in csv.DictReader(io.StringIO(table if isinstance(table, str) else table()))
+        ]
+        for title, table in tables.items()
+    }
+    return json.dumps(document, allow_nan=False) + "\n"
+
+
+def _number(value: str) -> float | str | None:
+    """A value of a table; a text that is no number stays one."""
+    try:
+        number = float(value)
+    except ValueError:
+        return value or None
+    return number if math.isfinite(number) else None
 
 
 def as_json(record: dict[str, Any]) -> str:

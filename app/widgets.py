@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import plotly.graph_objects as go
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from analysis.figures import CONFIG, checkpoint_label
-from analysis.study import Study
-from app import jobs, links, texts
-from app.sources import computing, datasets, studies
+from analysis.study import Study, study_record
+from app import data_doors, jobs, links, redo, texts
+from app.sources import checkpoints, computing, datasets, estimates, folders, studies
 from app.sources.checkpoints import CheckpointFile
 from app.sources.studies import Request
 
 FOLDER = "folder"
 NARROWEST_FIGURE = 400  # pixels, below which names on axes collide
 NARROWEST_BOX = 260  # pixels, which show a checkpoint's name
-SETTINGS = ("samples", "seed", "batch_size")
-DEFAULT_SETTINGS = (1000, 0, 125)  # batches enough for intervals; as on the command line
+SHOWN_JOBS = "shown_jobs"  # keys of jobs whose progress the page shows itself
+PICTURE = "picture_form"
+PICTURES = ("png", "svg")
+SETTINGS = ("samples", "seed", "batch_size", "split", "balanced")
+DEFAULT_SETTINGS = (1000, 0, 125, "test", False)  # as on the command line
+SPLIT_NAMES = ("test", "validation", "train")
 
 
 def side_by_side() -> tuple[DeltaGenerator, DeltaGenerator]:
@@ -36,7 +41,120 @@ def row_of(count: int) -> list[DeltaGenerator]:
 
 def chart(figure: go.Figure, key: str, alt: str) -> None:
     """Draw a figure that is only looked at."""
-    st.plotly_chart(figure, key=key, config=CONFIG, alt=alt)
+    st.plotly_chart(figure, key=key, config=chart_config(key), alt=alt)
+
+
+def chart_config(name: str) -> dict[str, object]:
+    """How a chart behaves: its camera saves a picture of the form that `exports` lets one choose.
+
+    Args:
+        name: of the picture's file, without an ending; a chart's key does.
+    """
+    form = st.session_state.get(PICTURE, PICTURES[0])
+    return {**CONFIG, "toImageButtonOptions": {"format": form, "filename": name, "scale": 2}}
+
+
+def exports(
+    study: Study | Sequence[Study],
+    tables: Mapping[str, str | Callable[[], str]],
+    *,
+    dataset: str = "",
+    name: str = "study",
+) -> None:
+    """The row under every result: take it away, and how to redo it.
+
+    Downloads for each table (CSV), all tables (JSON), each study (JSON, and a self-contained HTML
+    page), the form of pictures that the charts' cameras save (PNG, SVG), and the command and the
+    Python lines that compute it again. Give charts `config=chart_config(key)`, or draw them by
+    `chart`, for the choice of pictures to reach them. Call it once a page.
+
+    Args:
+        study: what the page shows; several where a page shows several.
+        tables: CSV texts by title, such as {"Map": texts.map_csv(pair)}; a function is called on
+            the click only.
+        dataset: the data as they are called here, where that differs from the study's own name.
+        name: of the downloaded files, without an ending.
+    """
+    shown = [study] if isinstance(study, Study) else list(study)
+    with st.container(horizontal=True, vertical_alignment="center", key="exports"):
+        with st.popover("Take away"):
+            _tables(tables, name)
+            _studies(shown, name)
+            st.session_state.setdefault(PICTURE, PICTURES[0])
+            st.segmented_control(
+                "The camera on each picture saves",
+                PICTURES,
+                key=PICTURE,
+                format_func=str.upper,
+                required=True,
+                persist_state="session",
+            )
+        with st.popover("How to redo this"):
+            _redo(shown, dataset)
+
+
+def _tables(tables: Mapping[str, str | Callable[[], str]], name: str) -> None:
+    """Downloads of tables: each as CSV, all as JSON."""
+    for title, table in tables.items():
+        _download(f"{title} (CSV)", table, f"{name}-{texts.file_name(title)}.csv", "text/csv")
+    if tables:
+        _download(
+            "All tables (JSON)",
+            lambda: texts.tables_json(tables),
+            f"{name}-tables.json",
+            "application/json",
+        )
+
+
+def _studies(shown: Sequence[Study], name: str) -> None:
+    """Downloads of whole studies: their files and their reports."""
+    for index, study in enumerate(shown, start=1):
+        number = f" {index}" if len(shown) > 1 else ""
+        suffix = number.strip() and f"-{number.strip()}"
+        _download(
+            f"Study{number} (JSON)",
+            partial(_study_json, study),
+            f"{name}{suffix}.study.json",
+            "application/json",
+        )
+        _download(
+            f"Report{number} (HTML)",
+            partial(_report, study),
+            f"{name}{suffix}.html",
+            "text/html",
+        )
+
+
+def _study_json(study: Study) -> str:
+    """A study as its file holds it."""
+    return texts.as_json(study_record(study))
+
+
+def _report(study: Study) -> str:
+    """A study as one page; five megabytes, made on the click."""
+    from analysis.report import report_page
+
+    return report_page(study)
+
+
+def _download(title: str, data: str | Callable[[], str], file_name: str, mime: str) -> None:
+    """A button that downloads a text without running the page again."""
+    st.download_button(
+        title, data, file_name=file_name, mime=mime, on_click="ignore", width="stretch"
+    )
+
+
+def _redo(shown: Sequence[Study], dataset: str) -> None:
+    """The commands and the Python lines that compute studies again."""
+    paths = {entry.sha256: entry.path for entry in checkpoints.checkpoint_files()[0]}
+    paths = {sha256: folders.readable(path) for sha256, path in paths.items()}
+    commands = [redo.command_lines(study, dataset, paths) for study in shown]
+    lines = [redo.python_lines(study, dataset, paths) for study in shown]
+    st.markdown("From a terminal, in the folder where the app was started:")
+    st.code("\n".join(dict.fromkeys(commands)), language="bash", wrap_lines=True)
+    if all(lines):
+        st.markdown("In Python:")
+        st.code("\n\n".join(dict.fromkeys(map(str, lines))), language="python", wrap_lines=True)
 
 
 def empty_state(title: str, text: str) -> None:
@@ -87,7 +205,9 @@ def pick_data(sha256s: Sequence[str], measure: str) -> str:
         args=(tuple(sha256s), measure),
         persist_state="session",
     )
-    return _pick_folder() if chosen == FOLDER else str(chosen)
+    dataset = _pick_folder() if chosen == FOLDER else str(chosen)
+    data_doors.more_data()
+    return dataset
 
 
 def _dataset_titles(sha256s: Sequence[str], measure: str) -> dict[str, str]:
@@ -103,9 +223,9 @@ def _dataset_titles(sha256s: Sequence[str], measure: str) -> dict[str, str]:
 def _request_of(study: Study, measure: str) -> Request:
     """The question that a study answers; answers on a folder are found by the folder's path."""
     question = study.question
-    sha256s = tuple(entry.sha256 for entry in question.checkpoints)
+    sha256s = tuple(entry.sha256 for entry in question.checkpoints if not entry.role)
     values = (question.dataset, question.samples, question.seed, question.batch_size)
-    return Request(measure, sha256s, *values)
+    return Request(measure, sha256s, *values, split=question.split)
 
 
 def _parse_data(text: str, titles: dict[str, str]) -> str | None:
@@ -121,27 +241,99 @@ def _pick_folder() -> str:
     path = st.text_input(
         "Folder on this machine",
         key="folder_path",
-        placeholder="/path/to/images with train/CLASS/* and test/CLASS/*",
+        placeholder="/path/to/images, in class folders or not",
         persist_state="session",
     )
     return f"{datasets.FOLDER_PREFIX}{path.strip()}" if path and path.strip() else ""
 
 
 def pick_settings(sha256s: Sequence[str], measure: str, dataset: str) -> tuple[int, int, int]:
-    """Number of images, seed and batch size, folded away."""
-    defaults = _defaults(sha256s, measure, dataset)[1:]
-    for name, value in zip(SETTINGS, defaults, strict=True):
-        links.restore(name, value, links.whole_number)
-    samples, seed, batch_size = (st.session_state[name] for name in SETTINGS)
+    """Number of images, seed and batch size, folded away; of the test split."""
+    _restore_settings(sha256s, measure, dataset)
+    samples, seed, batch_size = (st.session_state[name] for name in SETTINGS[:3])
     summary = f"{samples:,} test images, seed {seed}"
     if measure == "cka":
         summary += f", batches of {batch_size}"
     with st.expander(summary, key=f"settings-{measure}", type="compact"):
-        return (
-            int(_number("Images", "samples", 8, 1_000_000)),
-            int(_number("Seed", "seed", 0, 999_999_999)),
-            int(_number("Batch size", "batch_size", 4, 4096)) if measure == "cka" else batch_size,
+        return _pick_numbers(measure)
+
+
+def pick_question(
+    sha256s: Sequence[str],
+    measure: str,
+    dataset: str,
+    *,
+    ceiling: str | None = None,
+    floor: int | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Request:
+    """Number of images, seed, split, balance and batch size, folded away; and the whole question.
+
+    Args:
+        sha256s: of the checkpoints.
+        measure: of `analysis.request.MEASURES`.
+        dataset: as `pick_data` gives it.
+        ceiling: checksum of the network that should be alike.
+        floor: seed of the untrained network.
+        options: other fields of `StudyRequest`; those at their default do no harm.
+    """
+    _restore_settings(sha256s, measure, dataset)
+    splits = [name for name in datasets.splits_of(dataset) if (measure, name) != ("probe", "train")]
+    if st.session_state["split"] not in splits:
+        st.session_state["split"] = splits[0]
+    with st.expander(_summary(measure), key=f"settings-{measure}", type="compact"):
+        samples, seed, batch_size = _pick_numbers(measure)
+        split = st.segmented_control(
+            "Split", splits, key="split", required=True, persist_state="session"
         )
+        balanced = st.toggle(
+            "As many images of each class", key="balanced", persist_state="session"
+        )
+    given = {**(options or {}), "balanced": bool(balanced)}
+    changed = {name: value for name, value in given.items() if value != studies.DEFAULTS[name]}
+    return Request(
+        measure,
+        tuple(dict.fromkeys(sha256s)),
+        dataset,
+        samples,
+        seed,
+        batch_size,
+        split=str(split),
+        ceiling=ceiling,
+        floor=floor,
+        options=tuple(sorted(changed.items())),
+    )
+
+
+def _restore_settings(sha256s: Sequence[str], measure: str, dataset: str) -> None:
+    """Give the choice of images its first values."""
+    parsers = {
+        "split": lambda text: text if text in SPLIT_NAMES else None,
+        "balanced": lambda text: text == "True",
+    }
+    defaults = _defaults(sha256s, measure, dataset)[1:]
+    for name, value in zip(SETTINGS, defaults, strict=True):
+        links.restore(name, value, parsers.get(name, links.whole_number))
+
+
+def _summary(measure: str) -> str:
+    """The choice of images in one line."""
+    samples, seed, batch_size, split, balanced = (st.session_state[name] for name in SETTINGS)
+    words = [f"{samples:,} {split} images", f"seed {seed}"]
+    words += ["as many of each class"] * bool(balanced)
+    words += [f"batches of {batch_size}"] * (measure == "cka")
+    return ", ".join(words)
+
+
+def _pick_numbers(measure: str) -> tuple[int, int, int]:
+    """Images, seed and, of CKA, batch size."""
+    return (
+        _number("Images", "samples", 8, 1_000_000),
+        _number("Seed", "seed", 0, 999_999_999),
+        _number("Batch size", "batch_size", 4, 4096)
+        if measure == "cka"
+        else int(st.session_state["batch_size"]),
+    )
 
 
 def _number(title: str, name: str, lowest: int, highest: int) -> int:
@@ -155,13 +347,23 @@ def _number(title: str, name: str, lowest: int, highest: int) -> int:
 
 def _defaults(
     sha256s: Sequence[str], measure: str, dataset: str | None
-) -> tuple[str, int, int, int]:
+) -> tuple[str, int, int, int, str, bool]:
     """Data and settings of a study that is already here, so that it shows at once."""
-    for study in studies.studies_of(sha256s, measure):
+    for study in _usual_studies(sha256s, measure):
         question = study.question
         if dataset in (None, question.dataset):
-            return question.dataset, question.samples, question.seed, question.batch_size
+            numbers = (question.samples, question.seed, question.batch_size)
+            return question.dataset, *numbers, question.split, False
     return dataset or "digits", *DEFAULT_SETTINGS
+
+
+def _usual_studies(sha256s: Sequence[str], measure: str) -> list[Study]:
+    """Studies of these checkpoints with the options that a page begins with."""
+    return [
+        study
+        for study in studies.studies_of(sha256s, measure)
+        if studies.has_usual_options(study, measure) and study.provenance.stopped is None
+    ]
 
 
 def adopt_settings(sha256s: Sequence[str], measure: str) -> None:
@@ -183,44 +385,75 @@ def adopt_models(measure: str, name: str) -> None:
 def _adopt(sha256s: Sequence[str], measure: str) -> None:
     """Take data and settings from a study that holds these checkpoints, if there is one."""
     links.forget_missing()
-    if studies.studies_of(sha256s, measure):
+    if _usual_studies(sha256s, measure):
         dataset, *values = _defaults(sha256s, measure, None)
         st.session_state["data"] = dataset
         st.session_state.update(dict(zip(SETTINGS, values, strict=True)))
 
 
-def offer(request: Request, entries: Sequence[CheckpointFile], title: str, verb: str) -> None:
-    """Where an answer is not there yet: how it ended last time, progress, or a button to run."""
-    running = computing.registry().running()
-    if running is not None:
-        progress(running.key)
-        if running.key == request.key:
-            return
+def offer(
+    request: Request,
+    entries: Sequence[CheckpointFile],
+    title: str,
+    verb: str,
+    draw: Callable[[Study], None] | None = None,
+) -> None:
+    """Where an answer is not there yet: progress, how it ended last time, or a button to run.
+
+    Args:
+        request: the question.
+        entries: the checkpoints, the ceiling among them.
+        title: what people read while it runs.
+        verb: on the button.
+        draw: shows an answer that is not whole: while it is computed, and what is kept of it
+            after Cancel.
+    """
+    job = computing.registry().find(request.key)
+    if job is not None and job.is_open:
+        st.session_state.setdefault(SHOWN_JOBS, set()).add(request.key)
+        progress(request.key, draw)
+        return
     _show_last(request.key)
     if datasets.is_missing_folder(request.dataset):
         folder = texts.plain(request.dataset.removeprefix(datasets.FOLDER_PREFIX))
         empty_state(
             "The images are not here",
-            f"There is no folder {folder} with train/CLASS/\\* and test/CLASS/\\* on this "
-            "machine; pick other data, or the number of images, seed and batch size of a study "
-            "that came with the project.",
+            f"There is no folder {folder} with train/CLASS/\\* and test/CLASS/\\*, CLASS/\\*, or "
+            "images on this machine; pick other data, or the number of images, seed and batch size "
+            "of a study that came with the project.",
         )
         return
+    part = studies.find_stopped(request)
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.markdown(f"Not computed yet for these choices, {request.samples:,} images.")
+        st.markdown(_open_question(request, entries, part))
         st.button(
-            verb,
+            verb if part is None else f"{verb} in full",
             type="primary",
             key=f"run-{request.measure}",
-            disabled=running is not None or not request.dataset,
-            help="One job at a time: cancel the running one or wait." if running else None,
+            disabled=not request.dataset,
             on_click=_start,
             args=(request, tuple(entries), title),
         )
+    if part is not None and draw is not None:
+        draw(part)
+
+
+def _open_question(request: Request, entries: Sequence[CheckpointFile], part: Study | None) -> str:
+    """What is not there, how long it would take, and what comes before it; markdown."""
+    text = f"Not computed yet for these choices, {request.samples:,} images"
+    if part is not None:
+        text = f"**Partial**: {texts.plain(str(part.provenance.stopped))}"
+    seconds = estimates.seconds(request, entries)
+    if seconds is not None:
+        text += f"; all of it takes about {texts.duration(seconds)}"
+    before = len(open_jobs())
+    if before:
+        text += f", after {before} job{'s' * (before > 1)} that come{'s' * (before == 1)} first"
+    return f"{text}."
 
 
 def _start(request: Request, entries: Sequence[CheckpointFile], title: str) -> None:
-    """Start a job; another session may have been faster."""
+    """Start a job, or put it into the queue."""
     try:
         computing.start(request, entries, title)
     except (jobs.BusyError, OSError) as error:
@@ -233,27 +466,73 @@ def _show_last(key: str) -> None:
     if problem:
         st.warning(texts.plain(problem))
     job = computing.registry().find(key)
-    if job is None or job.state in (jobs.RUNNING, jobs.DONE):
+    if job is None or job.is_open or job.state == jobs.DONE:
         return
     if job.state == jobs.FAILED:
         st.error(f"This could not be computed. {texts.plain(job.message)}")
-    elif job.state == jobs.CANCELLED:
-        st.info("Cancelled; nothing was saved.")
-    else:
+    elif job.state == jobs.INTERRUPTED:
         st.info("Interrupted, because the app was closed; run it again.")
+    elif not job.message:
+        st.info("Cancelled; nothing was saved.")
+
+
+def open_jobs() -> list[jobs.Job]:
+    """The job that runs and those that wait, in the order of their turns."""
+    registry = computing.registry()
+    running = registry.running()
+    return [*([running] if running is not None else []), *registry.waiting()]
+
+
+def queued_elsewhere() -> list[jobs.Job]:
+    """The open jobs that the page does not show itself."""
+    return [job for job in open_jobs() if job.key not in st.session_state.get(SHOWN_JOBS, ())]
 
 
 @st.fragment(run_every=1.0)
-def progress(key: str) -> None:
-    """A job's progress with time left and Cancel; redraws itself, and the page at the end."""
+def queue() -> None:
+    """All open jobs that the page does not show itself, each with Cancel."""
+    shown = queued_elsewhere()
+    before = st.session_state.get("queue_keys", [])
+    st.session_state["queue_keys"] = [job.key for job in shown]
+    for job in shown:
+        _panel(job, "queue")
+    if set(before) - set(st.session_state["queue_keys"]):
+        st.rerun()  # one has ended: the page may show its answer
+
+
+@st.fragment(run_every=1.0)
+def progress(key: str, draw: Callable[[Study], None] | None = None) -> None:
+    """A job's progress with time left and Cancel; redraws itself, and the page at the end.
+
+    Args:
+        key: of the job.
+        draw: shows an answer that still improves.
+    """
     job = computing.registry().find(key)
-    if job is None or job.state != jobs.RUNNING:
+    if job is None or not job.is_open:
         st.rerun()
+    _panel(job, "page")
+    if draw is not None and job.partial is not None:
+        draw(job.partial)
+
+
+def _panel(job: jobs.Job, place: str) -> None:
+    """One job that runs or waits."""
     with st.container(border=True):
         st.markdown(f"**{texts.plain(job.title)}**")
-        done = job.done / job.total if job.total else 0.0
-        st.progress(min(1.0, done), text=_progress_text(job))
-        st.button("Cancel", key=f"cancel-{key}", on_click=job.cancel, disabled=job.is_cancelling)
+        if job.state == jobs.QUEUED:
+            before = computing.registry().place(job.key)
+            st.caption(f"Waiting: {before} job{'s' * (before != 1)} first")
+        else:
+            done = job.done / job.total if job.total else 0.0
+            st.progress(min(1.0, done), text=_progress_text(job))
+        st.button(
+            "Cancel",
+            key=f"cancel-{place}-{job.key}",
+            on_click=computing.registry().cancel,
+            args=(job.key,),
+            disabled=job.is_cancelling,
+        )
 
 
 def _progress_text(job: jobs.Job) -> str:

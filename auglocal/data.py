@@ -93,6 +93,7 @@ def load_dataset(
     validation_samples: int | None = None,
     skip_corrupt: bool = False,
     augmentation: str = "data-set",
+    unsplit: bool = False,
 ) -> Dataset:
     """Find a data set and split it; images are read from disk when they are asked for.
 
@@ -107,6 +108,7 @@ def load_dataset(
             set's own number.
         skip_corrupt: leave out images of a folder that cannot be read.
         augmentation: a name in `AUGMENTATIONS`.
+        unsplit: take a folder without train/ and test/ too, as a test split; not for training.
 
     Raises:
         InputError: no such set, or it is not there, or the augmentation does not suit it; the
@@ -116,7 +118,7 @@ def load_dataset(
     check_dataset_name(name)
     source = SOURCES.get(name)
     if source is None:
-        dataset = _folder_dataset(name, image_size, title, skip_corrupt)
+        dataset = _folder_dataset(name, image_size, title, skip_corrupt, unsplit)
     elif isinstance(source, FolderSource):
         dataset = _named_folder_dataset(name, source, Path(folder), image_size, skip_corrupt)
     else:
@@ -142,11 +144,11 @@ def _stored_dataset(name: str, source: Source, folder: Path, download: bool) -> 
 
 
 def _folder_dataset(
-    name: str, image_size: int | None, title: str | None, skip_corrupt: bool
+    name: str, image_size: int | None, title: str | None, skip_corrupt: bool, unsplit: bool
 ) -> Dataset:
     """The data set of an image folder; its normalisation is measured when it is trained on."""
     root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-    found = read_image_folder(root, Fit(image_size), skip_corrupt=skip_corrupt)
+    found = read_image_folder(root, Fit(image_size), skip_corrupt=skip_corrupt, unsplit=unsplit)
     return Dataset(
         name=name,
         title=title or root.name,

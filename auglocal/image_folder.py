@@ -20,6 +20,7 @@ from auglocal.splits import Split
 if TYPE_CHECKING:
     from PIL import Image
 
+UNNAMED_CLASS = "no class"  # of images that lie in no class folder
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # A set is held in memory as uint8; beyond this it would push the user's other work out.
@@ -161,7 +162,7 @@ class ImageFolder:
 
 
 def read_image_folder(
-    root: Path, view: Fit | ResizeAndCrop, *, skip_corrupt: bool = False
+    root: Path, view: Fit | ResizeAndCrop, *, skip_corrupt: bool = False, unsplit: bool = False
 ) -> ImageFolder:
     """Find the images of a folder tree train/CLASS/*, test/CLASS/* (or val/CLASS/*).
 
@@ -169,6 +170,7 @@ def read_image_folder(
         root: the folder.
         view: what evaluation sees of an image; `Fit(None)` needs equal sizes.
         skip_corrupt: decode every image now, and leave out those that cannot be read.
+        unsplit: take CLASS/*, or images without classes, too; all of them are the test split.
 
     Raises:
         InputError: the tree is not as described; reading its images may raise it too.
@@ -178,6 +180,8 @@ def read_image_folder(
             f"There is no folder {root}; give imagefolder:PATH of a folder that holds "
             "train/CLASS/* and test/CLASS/*."
         )
+    if unsplit and not (root / "train").is_dir():
+        return _unsplit_folder(root, view)
     test_folder = root / "test" if (root / "test").is_dir() else root / "val"
     splits, classes_by_split = {}, {}
     skipped: list[str] = []
@@ -194,6 +198,22 @@ def read_image_folder(
             f"({', '.join(sorted(differing)[:5])}); make them the same."
         )
     return ImageFolder(classes_by_split["train"], splits, tuple(skipped))
+
+
+def _unsplit_folder(root: Path, view: Fit | ResizeAndCrop) -> ImageFolder:
+    """The images of a folder without splits, as one test split; of one class if there is none."""
+    found = {
+        entry.name: files
+        for entry in sorted(root.iterdir())
+        if entry.is_dir() and (files := _images_in(entry))
+    } or {UNNAMED_CLASS: _images_in(root)}
+    if not any(found.values()):
+        raise InputError(
+            f"{root} holds neither train/CLASS/* and test/CLASS/*, nor CLASS/*, nor images "
+            f"({', '.join(IMAGE_SUFFIXES)}); lay it out so, or name another folder."
+        )
+    split = _folder_split(list(found.values()), view)
+    return ImageFolder(tuple(found), {"test": split}, ())
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
@@ -218,17 +238,22 @@ def _class_names(path: Path) -> tuple[str, ...]:
 
 
 def _image_files(path: Path) -> list[str]:
-    """The images of one class folder, sorted."""
-    found = sorted(
-        entry.path
-        for entry in os.scandir(path)
-        if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
-    )
+    """The images of one class folder, sorted; there must be some."""
+    found = _images_in(path)
     if not found:
         raise InputError(
             f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}); add some or remove the folder."
         )
     return found
+
+
+def _images_in(path: Path) -> list[str]:
+    """The images right in a folder, sorted."""
+    return sorted(
+        entry.path
+        for entry in os.scandir(path)
+        if entry.name.lower().endswith(IMAGE_SUFFIXES) and not entry.name.startswith(".")
+    )
 
 
 def _readable_files(files: Sequence[str], skipped: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -28,23 +29,35 @@ def _registry(folder: str) -> jobs.Registry:
 def start(request: studies.Request, entries: Sequence[CheckpointFile], title: str) -> jobs.Job:
     """Compute the answer to a request in a job and keep it as a study file.
 
+    Args:
+        request: what is asked.
+        entries: the checkpoints, the ceiling among them.
+        title: what people read while it runs.
+
     Raises:
-        jobs.BusyError: another job runs.
+        jobs.BusyError, OSError: as `jobs.Registry.start`.
     """
-    result = folders.library_folder() / "studies" / f"{request.key}.study.json"
-    return registry().start(request.key, title, _work(request, entries), result)
+    work = _work(request, entries)
+    result, stopped = studies.result_path(request), studies.stopped_path(request)
+    return registry().start(request.key, title, work, result, stopped)
 
 
 def _work(request: studies.Request, entries: Sequence[CheckpointFile]) -> jobs.Work:
     """The work of a job: open the models and run the study."""
 
-    def work(report: Callable[[str, int, int], None], cancelled: Callable[[], bool]) -> Study:
+    def work(report: Any, cancelled: Callable[[], bool]) -> Study:
         report("Opening checkpoints", 0, 0)
         from analysis.models import open_model, untrained
         from analysis.run import run_study
 
         models = [
-            replace(open_model(_readable(entry.path), "auto"), name=entry.name) for entry in entries
+            replace(
+                open_model(
+                    folders.readable(entry.path), "auto", auxiliaries=request.measure == "probe"
+                ),
+                name=entry.name,
+            )
+            for entry in entries
         ]
         by_sha256 = {model.sha256: model for model in models}
         return run_study(
@@ -61,16 +74,13 @@ def _work(request: studies.Request, entries: Sequence[CheckpointFile]) -> jobs.W
             image_size=models[0].metadata.input_size[1]
             if request.dataset.startswith(datasets.FOLDER_PREFIX)
             else None,
+            dataset_title=datasets.uploaded_images().get(request.dataset),
             out=f"{request.measure}.study.json",
             progress=lambda step: report(step.stage, step.done, step.total),
+            partial=report.publish,
             cancelled=cancelled,
+            keep_partial=True,
             **dict(request.options),
         )
 
     return work
-
-
-def _readable(path: Path) -> Path:
-    """A path as people would type it: from the working directory where it lies below that."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path

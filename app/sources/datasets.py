@@ -1,38 +1,89 @@
-"""Data sets that can be used now."""
+"""Data sets that can be used now, and those that a download would add."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import streamlit as st
 
+from app.sources import folders
+
 FOLDER_PREFIX = "imagefolder:"
+DATA = Path("data")  # where downloaded sets lie, as on the command line
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-# What tells that a set was downloaded, by auglocal's name; reading the sets takes seconds.
-DATASET_FILES = {
-    "cifar10": ("CIFAR-10", "cifar-10-batches-py"),
-    "cifar100": ("CIFAR-100", "cifar-100-python"),
-    "svhn": ("SVHN", "test_32x32.mat"),
-    "stl10": ("STL-10", "stl10_binary"),
+@dataclass(frozen=True)
+class Downloadable:
+    """A data set by auglocal's name: what people call it, its size, and what tells it is here."""
+
+    title: str
+    size: str
+    marker: str
+
+
+# Reading the sets takes seconds; the marker tells at once.
+DOWNLOADABLE = {
+    "cifar10": Downloadable("CIFAR-10", "170 MB", "cifar-10-batches-py"),
+    "cifar100": Downloadable("CIFAR-100", "169 MB", "cifar-100-python"),
+    "svhn": Downloadable("SVHN", "246 MB", "test_32x32.mat"),
+    "stl10": Downloadable("STL-10", "2.6 GB", "stl10_binary"),
 }
+SPLITS = {"digits": ("test", "validation", "train")}
 
 
 def datasets_on_disk() -> dict[str, str]:
     """Titles by name of the data sets that can be used now."""
     found = {"digits": "scikit-learn digits"}
-    for name, (title, file) in DATASET_FILES.items():
-        if (Path("data") / file).exists():
-            found[name] = title
+    for name, entry in DOWNLOADABLE.items():
+        if (DATA / entry.marker).exists():
+            found[name] = entry.title
+    return found | uploaded_images()
+
+
+def images_folder() -> Path:
+    """Where uploaded images are kept, a folder each."""
+    return folders.library_folder() / "images"
+
+
+def uploaded_images() -> dict[str, str]:
+    """Titles by name of the images that were uploaded."""
+    found = {}
+    for path in sorted(images_folder().glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            title = str(json.loads(path.read_text(encoding="utf-8"))["title"])
+            if path.with_suffix("").is_dir():
+                found[f"{FOLDER_PREFIX}{path.with_suffix('')}"] = title
     return found
 
 
+def splits_of(dataset: str) -> tuple[str, ...]:
+    """The splits of a data set; the usual one first."""
+    if not dataset.startswith(FOLDER_PREFIX):
+        return SPLITS.get(dataset, ("test", "train"))
+    has_train = (folder_of(dataset) / "train").is_dir()
+    return ("test", "train") if has_train or is_missing_folder(dataset) else ("test",)
+
+
+def folder_of(dataset: str) -> Path:
+    """The folder of an image folder's name."""
+    return Path(dataset.removeprefix(FOLDER_PREFIX)).expanduser()
+
+
 def is_missing_folder(dataset: str) -> bool:
-    """Whether data is an image folder that is not on this machine."""
-    root = Path(dataset.removeprefix(FOLDER_PREFIX)).expanduser()
-    return dataset.startswith(FOLDER_PREFIX) and not (root / "train").is_dir()
+    """Whether data is an image folder that is not on this machine, or holds no images."""
+    if not dataset.startswith(FOLDER_PREFIX):
+        return False
+    try:
+        return next(_image_folders(folder_of(dataset)), None) is None
+    except OSError:
+        return True
 
 
 def folder_prefix(dataset: str) -> str:
@@ -43,12 +94,34 @@ def folder_prefix(dataset: str) -> str:
 @st.cache_data(ttl=10, max_entries=16, show_spinner=False)
 def _folder_fingerprint(dataset: str) -> str:
     """Changes when images of a folder come, go or change; read anew after ten seconds."""
-    root = Path(dataset.removeprefix(FOLDER_PREFIX)).expanduser()
+    root = folder_of(dataset)
     digest = hashlib.sha256(str(root.absolute()).encode())
-    for split in ("train", "test", "val"):
-        for folder in sorted(root.glob(f"{split}/*/")):
-            for file in sorted(os.scandir(folder), key=lambda entry: entry.name):
-                status = file.stat()
-                digest.update(f"{folder.name}/{file.name}:{status.st_size}".encode())
-                digest.update(str(status.st_mtime_ns).encode())
+    for folder in _image_folders(root):
+        with os.scandir(folder) as entries:
+            files = sorted(entries, key=lambda entry: entry.name)
+        for file in files:
+            status = file.stat()
+            digest.update(f"{folder.name}/{file.name}:{status.st_size}".encode())
+            digest.update(str(status.st_mtime_ns).encode())
     return digest.hexdigest()[:16]
+
+
+def _image_folders(root: Path) -> Iterator[Path]:
+    """The folders that hold a data set's images: of splits and classes, of classes, or the root.
+
+    As `auglocal.image_folder` finds them.
+    """
+    if (root / "train").is_dir():
+        for split in ("train", "test", "val"):
+            yield from sorted(root.glob(f"{split}/*/"))
+        return
+    classes = [folder for folder in sorted(root.glob("*/")) if _has_images(folder)]
+    yield from classes or ([root] if _has_images(root) else [])
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether some image lies right in a folder."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in entries)

@@ -32,3 +32,9 @@ def stamp(path: Path) -> tuple[str, int, int]:
     """Path, size and time of change of a file: what a cached reading of it depends on."""
     status = path.stat()
     return str(path), status.st_size, status.st_mtime_ns
+
+
+def readable(path: Path) -> Path:
+    """A path as people would type it: from the working directory where it lies below that."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from analysis.cka import CKAPair
 from analysis.errors import InputError
 from analysis.probes import ProbeResult
 from analysis.request import StudyRequest
+from analysis.similarity import MEASURES, SimilarityResult
 from analysis.study import Study, StudyCheckpoint, load_study
 from app.sources import datasets, folders
 from auglocal.errors import writing
@@ -34,6 +36,7 @@ OPTIONS_OF = {
     "probe": ("penalty", "penalties", "probe_pooling"),
     "geometry": ("probe_pooling",),
 }
+PARTS = "stopped"  # the folder of answers that are not whole
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class Request:
 
     Attributes:
         measure: of `analysis.request.MEASURES`.
-        sha256s: checksums of the checkpoints' files; their order does not matter.
+        sha256s: checksums of the checkpoints' files; their order matters to a measure that is not
+            symmetric only.
         dataset, samples, seed, split: the images, as in `analysis.request.StudyRequest`.
         batch_size: of CKA; as asked, a run may take smaller ones.
         ceiling: checksum of the network that should be alike, None for none.
@@ -73,13 +77,19 @@ class Request:
     @property
     def key(self) -> str:
         """A name for this question that depends on the contents of the files only."""
-        values = {**asdict(self), "sha256s": sorted(set(self.sha256s))}
+        order = sorted(set(self.sha256s)) if is_symmetric(self.measure) else self.sha256s
+        values = {**asdict(self), "sha256s": order}
         text = json.dumps(values, sort_keys=True)
         return datasets.folder_prefix(self.dataset) + hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def option(self, name: str) -> Any:
         """The value of one of `StudyRequest`'s fields."""
         return dict(self.options).get(name, DEFAULTS[name])
+
+
+def is_symmetric(measure: str) -> bool:
+    """Whether a measure says the same of A and B as of B and A."""
+    return measure not in MEASURES or MEASURES[measure]().symmetric
 
 
 def keep_study(content: bytes) -> Study:
@@ -161,11 +171,29 @@ def find_study(request: Request) -> Study | None:
     return None
 
 
+def result_path(request: Request) -> Path:
+    """The file that a job keeps its answer in."""
+    return folders.library_folder() / "studies" / f"{request.key}.study.json"
+
+
+def stopped_path(request: Request) -> Path:
+    """The file of an answer that was stopped before it was whole; `find_study` never reads it."""
+    return folders.library_folder() / PARTS / f"{request.key}.study.json"
+
+
+def find_stopped(request: Request) -> Study | None:
+    """What a stopped job kept of the answer; None where it kept nothing."""
+    with contextlib.suppress(ValueError, OSError):
+        return _read_study(*folders.stamp(stopped_path(request)))
+    return None
+
+
 def _answers(file: StudyFile, request: Request) -> bool:
     """Whether a study holds the answers, on the same images."""
     question = file.study.question
-    asked = (request.samples, request.seed, request.split)
-    if asked != (question.samples, question.seed, question.split):
+    asked = (request.samples, request.seed, request.split, request.option("balanced"))
+    given = (question.samples, question.seed, question.split, question.balanced)
+    if asked != given or file.study.provenance.stopped is not None:
         return False
     is_folder = request.dataset.startswith(datasets.FOLDER_PREFIX)
     if is_folder and not file.shipped:
@@ -197,7 +225,11 @@ def _has_options(study: Study, request: Request) -> bool:
         is_idle = name == "bandwidth" and request.option("kernel") != "rbf"
         if not is_idle and getattr(question, name) != request.option(name):
             return False
-    return True
+    if request.measure not in MEASURES:
+        return True
+    groups = {entry.result.groups for entry in study.similarity}
+    same_groups = groups == {request.option("groups")}
+    return same_groups and question.probe_pooling == request.option("probe_pooling")
 
 
 def holds(study: Study, sha256s: Sequence[str], measure: str) -> bool:
@@ -210,7 +242,16 @@ def holds(study: Study, sha256s: Sequence[str], measure: str) -> bool:
         results = study.probes if measure == "probe" else study.geometry
         names = {study_checkpoint(study, sha256).name for sha256 in sha256s}
         return bool(results) and names <= {result.model for result in results}
-    return any(entry.result.measure == measure for entry in study.similarity)
+    distinct = list(dict.fromkeys(sha256s))
+    pairs = list(combinations(distinct, 2)) or [(distinct[0], distinct[0])]
+    return all(study_similarity(study, a, b, measure) is not None for a, b in pairs)
+
+
+def has_usual_options(study: Study, measure: str) -> bool:
+    """Whether a measure was computed with the options that a page begins with."""
+    question = study.question
+    request = Request(measure, (), "", 0, 0, question.batch_size)
+    return not question.balanced and _has_options(study, request)
 
 
 def studies_of(sha256s: Sequence[str], measure: str) -> list[Study]:
@@ -235,6 +276,42 @@ def study_pair(study: Study, sha256_a: str, sha256_b: str) -> CKAPair:
         raise ValueError("this study has no CKA")
     names = [study_checkpoint(study, sha256).name for sha256 in (sha256_a, sha256_b)]
     return study.cka.pair(*names)
+
+
+def study_similarity(
+    study: Study, sha256_a: str, sha256_b: str, measure: str
+) -> SimilarityResult | None:
+    """A measure beside CKA of two checkpoints of a study, by their checksums; None without.
+
+    Of a symmetric measure the study may hold them in the other order.
+    """
+    names = tuple(study_checkpoint(study, sha256).name for sha256 in (sha256_a, sha256_b))
+    for entry in study.similarity:
+        if entry.result.measure != measure:
+            continue
+        if (entry.model_a, entry.model_b) == names:
+            return entry.result
+        if (entry.model_b, entry.model_a) == names and is_symmetric(measure):
+            return _turned(entry.result)
+    return None
+
+
+def _turned(result: SimilarityResult) -> SimilarityResult:
+    """The same with rows and columns in each other's place."""
+    sides = {"a": "b", "b": "a"}
+    reasons = {}
+    for key, why in result.undefined.items():
+        side, slash, layer = key.partition("/")
+        row, _, column = key.partition("|")
+        reasons[f"{sides[side]}/{layer}" if slash and side in sides else f"{column}|{row}"] = why
+    arrays = ("values", "standard_errors", "low", "high", "chance")
+    return replace(
+        result,
+        rows=result.columns,
+        columns=result.rows,
+        undefined=reasons,
+        **{name: getattr(result, name).T for name in arrays},
+    )
 
 
 @dataclass(frozen=True)

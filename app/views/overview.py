@@ -14,7 +14,7 @@ MOST_MEGABYTES = 256
 INK = {"light": "#2B3A42", "dark": "#D7DFE3"}
 # Where a study's measures are drawn in full: measure, page, the button's words.
 WAYS_ON = {
-    "cka": ("views/compare.py", "Compare layer by layer"),
+    "cka": ("views/similarity.py", "Compare layer by layer"),
     "probe": ("views/probes.py", "Probes"),
 }
 

@@ -19,7 +19,7 @@ from auglocal.errors import InputError, WorkError
 from auglocal.files import file_sha256
 
 PREFIX = "train_"
-SIMILARITY_PAGE = "views/compare.py"
+SIMILARITY_PAGE = "views/similarity.py"
 NEW, RUNS = "New run", "Runs"
 FOLDER = "folder"
 FRESH = "Two minutes on digits: ResNet-20, AugLocal"

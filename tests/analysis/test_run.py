@@ -212,6 +212,38 @@ def test_a_cancelled_run_stops_before_the_next_batch_or_probe(models, steps):
     assert len(seen) == steps
 
 
+def test_cka_can_be_watched_while_batches_come_in(models, monkeypatch):
+    from analysis import run as run_file
+
+    monkeypatch.setattr(run_file, "REFINED_EVERY", 0)
+    seen = []
+    study = run_study(models, **SMALL, partial=seen.append)
+    batches = len(study.cka.batch_sizes)
+    assert [len(part.cka.batch_sizes) for part in seen] == list(range(1, batches))
+    assert seen[0].provenance.stopped == f"so far after 1 of {batches} batches"
+    assert study.provenance.stopped is None
+    # What is seen after k batches is what a run that is stopped there keeps.
+    steps = 2 * len(models)
+    read = []
+    stopped = run_study(
+        models,
+        **SMALL,
+        progress=lambda progress: read.append(progress) if progress.done else None,
+        cancelled=lambda: len(read) >= steps,
+        keep_partial=True,
+    )
+    np.testing.assert_array_equal(seen[1].cka.values, stopped.cka.values)
+
+
+def test_a_watched_map_is_drawn_no_more_often_than_can_be_read(models, monkeypatch):
+    from analysis import run as run_file
+
+    monkeypatch.setattr(run_file, "REFINED_EVERY", 1000)
+    seen = []
+    run_study(models, **SMALL, partial=seen.append)
+    assert len(seen) == 1
+
+
 # ------------------------------------------------------------------------ provenance
 
 

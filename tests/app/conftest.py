@@ -133,7 +133,8 @@ def make_study(
             device="cpu",
             seconds=3.0,
             date="2025-11-22T08:00:00+00:00",
-            command=f"python -m analysis study {' '.join(names)} --dataset {dataset}",
+            command=f"python -m analysis study {' '.join(names)} --measures cka,probe "
+            f"--dataset {dataset} --samples 1000 --seed 0 --batch-size 125 --out x.study.json",
         ),
     )
 

@@ -75,6 +75,7 @@ def test_no_checkpoints_is_a_state_of_its_own(open_app, monkeypatch, tmp_path):
 def test_a_checkpoint_can_be_used_for_a_comparison(open_app, sha256s):
     app = open_app("checkpoints", checkpoint=sha256s[0][:12])
     press(app, "Use as B")
+    assert app.title[0].value == "Similarity"
     assert app.selectbox(key="b").value == sha256s[0]
 
 

@@ -66,8 +66,8 @@ def test_a_name_in_a_study_stays_text(open_app, shipped, make_study, save):
 def test_its_buttons_lead_to_the_same_pair(open_app):
     app = open_app()
     next(button for button in app.button if button.label == "Compare layer by layer").click().run()
-    assert app.title[0].value == "Compare"
-    assert len(app.get("plotly_chart")) == 3
+    assert app.title[0].value == "Similarity"
+    assert len(app.get("plotly_chart")) == 5
 
 
 def test_its_button_of_probes_picks_all_networks(open_app):

@@ -240,6 +240,24 @@ def test_a_folder_that_is_not_there_says_what_is_needed(tmp_path: Path) -> None:
         load_dataset(f"imagefolder:{tmp_path}")
 
 
+def test_a_folder_without_splits_is_all_test_split_where_that_will_do(image_folder: Path) -> None:
+    dataset = load_dataset(f"imagefolder:{image_folder / 'train'}", unsplit=True)
+    assert dataset.classes == ("dark", "light")
+    assert list(dataset.splits) == ["test"]
+    assert len(dataset.splits["test"]) == 48
+
+
+def test_images_without_classes_are_of_one_that_says_so(image_folder: Path) -> None:
+    dataset = load_dataset(f"imagefolder:{image_folder / 'train' / 'dark'}", unsplit=True)
+    assert dataset.classes == ("no class",)
+    assert dataset.splits["test"].take(torch.tensor([0, 23])).shape == (2, 3, 16, 16)
+
+
+def test_a_folder_without_any_image_says_what_it_may_hold(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="neither train/CLASS/.*, nor CLASS/.*, nor images"):
+        load_dataset(f"imagefolder:{tmp_path}", unsplit=True)
+
+
 def test_one_class_is_refused(image_folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "tree"
     shutil.copytree(image_folder, root)

@@ -1,0 +1,692 @@
+"""Two checkpoints, layer by layer, by any measure: a map to click in, what is chosen, curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from analysis import figures, figures_pair
+from analysis.plane import plane_of_layers
+from analysis.request import ESTIMATORS, KERNELS
+from analysis.study import Study
+from app import links, pairs, texts, widgets
+from app.pairs import LayerPair
+from app.sources import checkpoints, pair_features, studies
+from app.sources.checkpoints import CheckpointFile
+from app.sources.studies import Request
+
+SIDES = {"A-B": (0, 1), "A-A": (0, 0), "B-B": (1, 1)}
+DIFFERENCE, ALL = "difference", "all"
+SIDE_NAMES = {
+    "A-B": "A with B",
+    "A-A": "A with A",
+    "B-B": "B with B",
+    DIFFERENCE: "A with A minus B with B",
+    ALL: "All four",
+}
+MEASURES = tuple(pairs.MEASURE_TITLES)
+WHOLE = 0  # a choice of None would look like no choice
+POOLINGS = (WHOLE, 1, 2, 4)
+GROUPS = 10
+NO_CEILING = ""
+OPTIONS: dict[str, Any] = {
+    "kernel": "linear",
+    "bandwidth": 0.8,
+    "estimator": "unbiased",
+    "pooling": WHOLE,
+    "probe_pooling": 1,
+    "intervals": False,
+    "ceiling": NO_CEILING,
+    "floor": False,
+}
+VIEWS = {"others": "Against all others", "images": "Images through PCA"}
+
+
+# ------------------------------------------------------------------------------------------- picks
+
+
+def pick_pair(
+    entries: Sequence[CheckpointFile], columns: Sequence[DeltaGenerator]
+) -> list[CheckpointFile]:
+    """Checkpoints A and B; a shipped pair at first."""
+    by_sha256 = {entry.sha256: entry for entry in entries}
+    default = checkpoints.first_pair(entries)
+    chosen = []
+    for name, entry in zip(("a", "b"), default, strict=True):
+        links.restore_checkpoint(name, entry, entries)
+    for column, name in zip(columns, ("a", "b"), strict=True):
+        with column:
+            sha256 = st.selectbox(
+                f"Checkpoint {name.upper()}",
+                list(by_sha256),
+                key=name,
+                format_func=lambda sha256: widgets.label(by_sha256[sha256]),
+                on_change=widgets.adopt_pair,
+                args=("cka", "a", "b"),
+                persist_state="session",
+            )
+        chosen.append(by_sha256[sha256])
+    return chosen
+
+
+def pick_measure() -> str:
+    """Any measure of similarity."""
+    links.restore("measure", "cka", lambda text: text if text in MEASURES else None)
+    return str(
+        st.selectbox(
+            "Measure",
+            MEASURES,
+            key="measure",
+            format_func=pairs.MEASURE_TITLES.__getitem__,
+            persist_state="session",
+        )
+    )
+
+
+def pick_options(
+    measure: str, chosen: Sequence[CheckpointFile], entries: Sequence[CheckpointFile]
+) -> tuple[dict[str, Any], str | None, int | None]:
+    """Options of the measure, the ceiling and the floor, folded away."""
+    _restore_options(measure, chosen, entries)
+    with st.expander(_options_summary(measure, entries), key="measure-options", type="compact"):
+        options = _pick_cka_options() if measure == "cka" else _pick_other_options()
+        ceiling, floor = _pick_references(chosen, entries)
+    return options, ceiling, floor
+
+
+def first_options(
+    measure: str, chosen: Sequence[CheckpointFile], entries: Sequence[CheckpointFile]
+) -> dict[str, Any]:
+    """First values of the options: references as a study of the pair has them that is here."""
+    sha256s = [entry.sha256 for entry in chosen]
+    roles = {
+        entry.role: entry
+        for study in studies.studies_of(sha256s, measure)[:1]
+        for entry in study.question.checkpoints
+        if entry.role
+    }
+    here = {entry.sha256 for entry in entries} - set(sha256s)
+    ceiling = roles["ceiling"].sha256 if "ceiling" in roles else NO_CEILING
+    return {
+        **OPTIONS,
+        "floor": "floor" in roles,
+        "ceiling": ceiling if ceiling in here else NO_CEILING,
+    }
+
+
+def _restore_options(
+    measure: str, chosen: Sequence[CheckpointFile], entries: Sequence[CheckpointFile]
+) -> None:
+    """Give the options their first values: of the address, or of a study that is here."""
+    sha256s = [entry.sha256 for entry in chosen]
+    here = [entry.sha256 for entry in entries]
+    parsers: dict[str, Callable[[str], Any]] = {
+        "kernel": lambda text: text if text in KERNELS else None,
+        "bandwidth": _positive,
+        "estimator": lambda text: text if text in ESTIMATORS else None,
+        "pooling": links.whole_number,
+        "probe_pooling": links.whole_number,
+        "ceiling": lambda text: getattr(
+            checkpoints.by_prefix(entries, text), "sha256", NO_CEILING if text == "none" else None
+        ),
+    }
+    for name, default in first_options(measure, chosen, entries).items():
+        links.restore(name, default, parsers.get(name, lambda text: text == "True"))
+    for name in ("pooling", "probe_pooling"):
+        if st.session_state[name] not in POOLINGS:
+            st.session_state[name] = OPTIONS[name]
+    if st.session_state["ceiling"] not in {*here, NO_CEILING} - set(sha256s):
+        st.session_state["ceiling"] = NO_CEILING
+
+
+def _positive(text: str) -> float | None:
+    """A number above 0 from an address."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0.01 <= number <= 100 else None
+
+
+def _options_summary(measure: str, entries: Sequence[CheckpointFile]) -> str:
+    """The options in one line."""
+    chosen = st.session_state
+    if measure == "cka":
+        kernel = chosen["kernel"] if chosen["kernel"] == "linear" else "RBF"
+        parts = [f"{kernel} kernel", chosen["estimator"], _pooling_name(chosen["pooling"])]
+    else:
+        intervals = "with" if chosen["intervals"] else "without"
+        parts = [_pooling_name(chosen["probe_pooling"]), f"{intervals} intervals"]
+    names = {entry.sha256: entry.name for entry in entries}
+    if chosen["ceiling"]:
+        parts.append(f"ceiling {texts.plain(names[chosen['ceiling']])}")
+    parts += ["untrained floor"] * bool(chosen["floor"])
+    text = ", ".join(parts)
+    return text[0].upper() + text[1:]
+
+
+def _pooling_name(size: int) -> str:
+    """What is compared of a layer."""
+    names = {WHOLE: "whole features", 1: "averaged features"}
+    return names.get(size, f"features pooled to {size} x {size}")
+
+
+def _pick_cka_options() -> dict[str, Any]:
+    """Kernel, bandwidth, estimator and pooling of CKA."""
+    kernel = st.segmented_control(
+        "Kernel",
+        KERNELS,
+        key="kernel",
+        required=True,
+        format_func=lambda name: {"linear": "Linear", "rbf": "RBF"}[name],
+        persist_state="session",
+    )
+    if kernel == "rbf":
+        st.number_input(
+            "Bandwidth, in median distances",
+            0.01,
+            100.0,
+            step=0.1,
+            key="bandwidth",
+            persist_state="session",
+        )
+    estimator = st.segmented_control(
+        "Estimator",
+        ESTIMATORS,
+        key="estimator",
+        required=True,
+        format_func=str.capitalize,
+        persist_state="session",
+        help="Unbiased goes by minibatches and has intervals; the others take all images at once.",
+    )
+    pooling = _pick_pooling("pooling")
+    bandwidth = st.session_state["bandwidth"] if kernel == "rbf" else OPTIONS["bandwidth"]
+    return {
+        "kernel": kernel,
+        "bandwidth": bandwidth,
+        "estimator": estimator,
+        "pooling": pooling,
+    }
+
+
+def _pick_other_options() -> dict[str, Any]:
+    """Pooling and intervals of the other measures."""
+    pooling = _pick_pooling("probe_pooling")
+    intervals = st.toggle(
+        f"Intervals, which take {GROUPS} times as long", key="intervals", persist_state="session"
+    )
+    return {"probe_pooling": pooling, "groups": GROUPS if intervals else 0}
+
+
+def _pick_pooling(key: str) -> int | None:
+    """What of each layer is compared; None for all of it."""
+    chosen = st.selectbox(
+        "Compare",
+        POOLINGS,
+        key=key,
+        format_func=lambda size: _pooling_name(size).capitalize(),
+        persist_state="session",
+        help="Averaging over positions keeps what a layer sees and drops where.",
+    )
+    return None if chosen == WHOLE else int(chosen)
+
+
+def _pick_references(
+    chosen: Sequence[CheckpointFile], entries: Sequence[CheckpointFile]
+) -> tuple[str | None, int | None]:
+    """What the curves are held against."""
+    names = {entry.sha256: widgets.label(entry) for entry in entries if entry not in chosen}
+    ceiling = st.selectbox(
+        "Ceiling: a network that should be alike, such as a second seed",
+        [NO_CEILING, *names],
+        key="ceiling",
+        format_func=lambda sha256: names.get(sha256, "None"),
+        persist_state="session",
+    )
+    floor = st.toggle("Floor: an untrained network", key="floor", persist_state="session")
+    return ceiling or None, 0 if floor else None
+
+
+def pick_more(
+    entries: Sequence[CheckpointFile], chosen: Sequence[CheckpointFile]
+) -> list[CheckpointFile]:
+    """More checkpoints, for the plane of all layers."""
+    by_sha256 = {entry.sha256: entry for entry in entries if entry not in chosen}
+    links.restore_checkpoints("more", (), entries)
+    st.session_state["more"] = [key for key in st.session_state["more"] if key in by_sha256]
+    if not by_sha256:
+        return []
+    picked = st.multiselect(
+        "More checkpoints",
+        list(by_sha256),
+        key="more",
+        format_func=lambda sha256: widgets.label(by_sha256[sha256]),
+        placeholder="None",
+        persist_state="session",
+        help="Their layers join the plane of all layers below.",
+        wrap=True,
+    )
+    return [by_sha256[sha256] for sha256 in picked]
+
+
+def pick_side(is_one: bool, measure: str) -> str:
+    """Which map: A with B, one with itself, their difference, or all."""
+    links.restore("map", "A-B", lambda text: text if text in SIDE_NAMES else None)
+    if is_one:
+        return "A-A"
+    offered = [side for side in SIDE_NAMES if measure == "cka" or side in SIDES]
+    if st.session_state["map"] not in offered:
+        st.session_state["map"] = "A-B"
+    return str(
+        st.segmented_control(
+            "Map",
+            offered,
+            key="map",
+            required=True,
+            format_func=SIDE_NAMES.__getitem__,
+            persist_state="session",
+            label_visibility="collapsed",
+        )
+    )
+
+
+def pick_cell(pair: LayerPair) -> tuple[int, int]:
+    """The pair of layers: two boxes, which a click in the map sets too."""
+    middle = len(pair.rows) // 2
+    defaults = (pair.rows[middle], pair.columns[pair.matched(best=False)[middle]])
+    for name, layers, default in zip(
+        ("row", "column"), (pair.rows, pair.columns), defaults, strict=True
+    ):
+        links.restore(name, default, str)
+        if st.session_state[name] not in layers:
+            st.session_state[name] = default
+    left, right = st.columns(2)
+    row = left.selectbox("Layer on the rows", pair.rows, key="row", persist_state="session")
+    column = right.selectbox(
+        "Layer on the columns", pair.columns, key="column", persist_state="session"
+    )
+    return pair.rows.index(row), pair.columns.index(column)
+
+
+def clicked(pair: LayerPair) -> None:
+    """Copy a clicked cell to the two boxes; a second click on it changes nothing."""
+    points = st.session_state["map-chart"]["selection"]["points"]
+    if points:
+        st.session_state["row"] = pair.rows[int(points[0]["y"])]
+        st.session_state["column"] = pair.columns[int(points[0]["x"])]
+
+
+# -------------------------------------------------------------------------------------------- draw
+
+
+@st.fragment
+def draw_pair(
+    pair: LayerPair,
+    minus: LayerPair | None,
+    references: Mapping[str, LayerPair],
+    ends: tuple[CheckpointFile, CheckpointFile],
+    request: Request,
+) -> None:
+    """The map on the left, what is chosen in it on the right, and below the curves by depth."""
+    left, right = widgets.side_by_side()
+    with right:
+        cell = pick_cell(pair)
+        links.remember(row=pair.rows[cell[0]], column=pair.columns[cell[1]])
+        draw_cell(pair, minus, cell)
+        detail = st.container()
+    with left:
+        draw_map(pair, minus, cell)
+    if minus is None:
+        draw_curves(pair, references)
+    with detail:
+        draw_detail(pair, cell, ends, request)
+
+
+def draw_map(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int]) -> None:
+    """The map that is clicked in."""
+    is_cka = pair.short == "CKA" and minus is None
+    if minus is not None:
+        figure = pairs.difference_map(pair, minus, selected=cell)
+        alternative = f"Map of differences: {pair.names} minus {minus.names}"
+    else:
+        stretch = is_cka and bool(st.session_state.get("stretch"))
+        figure = pairs.pair_map(pair, selected=cell, stretch=stretch)
+        alternative = f"Map of similarities between the layers of {' and '.join(pair.labels)}"
+    st.plotly_chart(
+        figure,
+        key="map-chart",
+        on_select=lambda: clicked(pair),
+        selection_mode="points",
+        config=widgets.chart_config("map"),
+        alt=alternative,
+    )
+    more = " Blue: more alike in A with A; red: in B with B." if minus is not None else ""
+    st.caption(f"Click a cell, or pick two layers.{more}")
+    if is_cka:
+        st.toggle(
+            "Stretch the colours to this map",
+            key="stretch",
+            help="Shows small differences, but two maps then no longer compare.",
+            persist_state="session",
+        )
+
+
+def draw_cell(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int]) -> None:
+    """The chosen pair of layers in numbers."""
+    with st.container(horizontal=True, gap="medium", key="detail"):
+        for title, value in pairs.cell_parts(pair, cell).items():
+            st.metric(title, value, width="content", help=NUMBER_HELP.get(title))
+        if minus is not None:
+            other = pairs.cell_parts(minus, cell)
+            name = next(iter(other))
+            st.metric(f"{name} of B with B", other[name], width="content")
+    note = pairs.cell_note(pair, cell)
+    if note:
+        st.caption(texts.plain(note))
+
+
+NUMBER_HELP = {
+    "Null level": "What 95% of shuffles of one network's images stay under; of other measures than "
+    "CKA, about what unrelated layers score."
+}
+
+
+def draw_detail(
+    pair: LayerPair,
+    cell: tuple[int, int],
+    ends: tuple[CheckpointFile, CheckpointFile],
+    request: Request,
+) -> None:
+    """The chosen layers against all others, or their images."""
+    links.restore("view", "others", lambda text: text if text in VIEWS else None)
+    view = st.segmented_control(
+        "Show of both layers",
+        list(VIEWS),
+        key="view",
+        required=True,
+        format_func=VIEWS.__getitem__,
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    links.remember(view="" if view == "others" else view)
+    if view == "images":
+        draw_images(pair, cell, ends, request)
+        return
+    widgets.chart(
+        pairs.profile(pair, cell), "profile-chart", "Similarity of the chosen layers to all others"
+    )
+
+
+def draw_images(
+    pair: LayerPair,
+    cell: tuple[int, int],
+    ends: tuple[CheckpointFile, CheckpointFile],
+    request: Request,
+) -> None:
+    """Both layers' images on their principal components, and the one that is chosen."""
+    layers = (pair.rows[cell[0]], pair.columns[cell[1]])
+    try:
+        with st.spinner("Reading both networks' layers"):
+            found = pair_features.pair_points(ends, layers, request)
+    except (ValueError, OSError) as error:
+        st.error(f"The images could not be read. {texts.plain(str(error))}")
+        return
+    pictures = found.pictures
+    count = len(pictures.labels)
+    links.restore("image", 1, links.whole_number)
+    st.session_state["image"] = min(max(1, int(st.session_state["image"] or 1)), count)
+    chosen = st.session_state["image"] - 1
+    places = st.columns(2)
+    for place, layer, points, side in zip(
+        places, layers, (found.first, found.second), "ab", strict=True
+    ):
+        with place:
+            _draw_points(points, layer, pictures, chosen, side)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.image(pictures.thumbnails[chosen], width=72)
+        st.number_input(
+            f"Image of {count}, or click a point",
+            1,
+            count,
+            key="image",
+            persist_state="session",
+            width=200,
+        )
+        st.markdown(f"Class **{texts.plain(pictures.classes[pictures.labels[chosen]])}**")
+    links.remember(image=chosen + 1)
+    st.caption(
+        f"{count} of the images, a point each, coloured by class (hover names it): the first two "
+        f"principal components of features pooled to {pair_features.CELLS} x "
+        f"{pair_features.CELLS}; the right picture is turned onto the left one."
+    )
+
+
+def _draw_points(
+    points: pair_features.LayerPoints,
+    layer: str,
+    pictures: pair_features.Pictures,
+    chosen: int,
+    side: str,
+) -> None:
+    """One layer's images, to click in."""
+    if points.points is None or points.explained is None:
+        st.caption(texts.plain(f"{layer}: {points.reason}"))
+        return
+    key = f"points-{side}"
+    figure = figures_pair.image_scatter(
+        points.points,
+        points.explained,
+        pictures.labels,
+        pictures.classes,
+        title=f"{side.upper()}: {layer}",
+        selected=chosen,
+    )
+    st.plotly_chart(
+        figure,
+        key=key,
+        on_select=lambda: _point_clicked(key),
+        selection_mode="points",
+        config=widgets.chart_config(f"points-{layer}"),
+        alt=f"Images in {layer} on two principal components",
+    )
+
+
+def _point_clicked(key: str) -> None:
+    """Copy a clicked image to its field."""
+    chosen = st.session_state[key]["selection"]["points"]
+    if chosen and "customdata" in chosen[0]:
+        index = chosen[0]["customdata"]
+        st.session_state["image"] = int(index[0] if isinstance(index, list) else index) + 1
+
+
+def draw_curves(pair: LayerPair, references: Mapping[str, LayerPair]) -> None:
+    """Similarity by depth: layers at the same depth, and best matches."""
+    left, right = widgets.side_by_side()
+    with left:
+        widgets.chart(
+            pairs.depth_curve(pair, references, best=False),
+            "same-depth-chart",
+            "Similarity of layers at the same depth",
+        )
+    with right:
+        widgets.chart(
+            pairs.depth_curve(pair, references, best=True),
+            "best-match-chart",
+            "Similarity of each layer of A to the layer of B most like it",
+        )
+
+
+def draw_all(found: Mapping[str, LayerPair]) -> None:
+    """A with B, each with itself, and the difference, side by side on common scales."""
+    maps = [pairs.pair_map(found[side]) for side in SIDES]
+    names = [SIDE_NAMES[side] for side in SIDES]
+    if has_difference(found["A-A"], found["B-B"]):
+        maps.append(pairs.difference_map(found["A-A"], found["B-B"]))
+        names.append(f"{SIDE_NAMES[DIFFERENCE]}; blue: more alike in A with A")
+    for start in range(0, len(maps), 2):
+        for place, figure, name in zip(
+            widgets.side_by_side(), maps[start : start + 2], names[start : start + 2]
+        ):
+            with place:
+                widgets.chart(figure, f"map-{name[:24]}", f"Map of {name}")
+                st.caption(name)
+
+
+def has_difference(first: LayerPair, second: LayerPair) -> bool:
+    """Whether two maps can be subtracted."""
+    return bool(first.result.values.shape == second.result.values.shape)
+
+
+def draw_plane(study: Study) -> None:
+    """All layers of all checkpoints on a plane; only CKA's distances make one."""
+    plane = None if study.cka is None else plane_of_layers(study.cka)
+    if plane is None:
+        return
+    rules = {entry.name: entry.rule for entry in study.question.checkpoints}
+    title = f"All layers on a plane, {study.question.split} split, n = {study.question.samples:,}"
+    widgets.chart(
+        figures.layer_plane(plane, rules, title=title),
+        "plane-chart",
+        "All layers of all networks on a plane",
+    )
+    st.caption(
+        "Near means alike; rings mark first layers, and markers grow with depth. The plane holds "
+        f"{plane.explained.sum():.0%} of the distances (stress {plane.stress:.2f})."
+    )
+
+
+def draw_part(study: Study, measure: str, chosen: Sequence[CheckpointFile], side: str) -> None:
+    """A map that is not whole: while it is computed, or what a stopped job kept."""
+    first, second = (chosen[end].sha256 for end in SIDES.get(side, (0, 1)))
+    pair = pairs.find_pair(study, measure, first, second)
+    if pair is None:
+        return
+    left, right = widgets.side_by_side()
+    with left:
+        widgets.chart(pairs.pair_map(pair), "part-map", "Map of what was read so far")
+    with right:
+        widgets.chart(
+            pairs.depth_curve(pair, {}, best=False), "part-curve", "Similarity at the same depth"
+        )
+    st.caption(
+        f"**Partial**, {texts.plain(str(study.provenance.stopped))}: {pair.result.samples:,} "
+        "images; values and intervals still change."
+    )
+
+
+def draw(
+    study: Study,
+    chosen: Sequence[CheckpointFile],
+    request: Request,
+    side: str,
+) -> None:
+    """All that a study says about a pair."""
+    found = {
+        name: pairs.find_pair(study, request.measure, chosen[a].sha256, chosen[b].sha256)
+        for name, (a, b) in SIDES.items()
+    }
+    whole = {name: pair for name, pair in found.items() if pair is not None}
+    shown = whole["A-A" if side == DIFFERENCE else side if side in SIDES else "A-B"]
+    references = pairs.find_references(
+        shown, {"ceiling": request.ceiling is not None, "floor": request.floor is not None}
+    )
+    if side == ALL:
+        draw_all(whole)
+        draw_curves(shown, references)
+    elif side == DIFFERENCE and not has_difference(whole["A-A"], whole["B-B"]):
+        widgets.empty_state(
+            "No difference",
+            "The two networks have different numbers of layers, so that their maps cannot be "
+            "subtracted; choose another map.",
+        )
+    else:
+        minus = whole["B-B"] if side == DIFFERENCE else None
+        first, second = SIDES.get(side, (0, 0))
+        draw_pair(shown, minus, references, (chosen[first], chosen[second]), request)
+    st.caption(texts.plain(pairs.caption(shown)))
+    draw_plane(study)
+    tables: dict[str, Callable[[], str]] = {"Map": lambda: pairs.map_csv(shown)}
+    tables["Curves"] = lambda: pairs.curve_csv(shown, references)
+    widgets.exports(study, tables, dataset=request.dataset, name="similarity")
+
+
+def remember(
+    request: Request,
+    chosen: Sequence[CheckpointFile],
+    more: Sequence[CheckpointFile],
+    first: Mapping[str, Any],
+) -> None:
+    """Write all choices but the cell into the address; those at their first value leave it."""
+    shas = [entry.sha256 for entry in more]
+    links.remember_request(request, a=chosen[0].sha256, b=chosen[1].sha256, more=shas)
+    changed = {
+        name: "" if st.session_state[name] == value else _written(name)
+        for name, value in first.items()
+    }
+    measure = "" if request.measure == "cka" else request.measure
+    links.remember(measure=measure, **changed)
+
+
+def _written(name: str) -> str:
+    """An option as it stands in an address."""
+    value = st.session_state[name]
+    if name == "ceiling":
+        return links.short(value) or "none"
+    return str(value)
+
+
+def page() -> None:
+    """Pick, get, draw."""
+    st.title("Similarity", anchor=False)
+    with st.spinner("Opening checkpoints"):
+        entries, problems = checkpoints.checkpoint_files()
+    widgets.show_problems(problems)
+    if not entries:
+        widgets.no_checkpoints()
+        return
+    chosen = pick_pair(entries, widgets.row_of(2))
+    links.show_missing()
+    sha256s = tuple(dict.fromkeys(entry.sha256 for entry in chosen))
+    measure_place, data_place, more_place = widgets.row_of(3)
+    with measure_place:
+        measure = pick_measure()
+    with more_place:
+        more = pick_more(entries, chosen) if measure == "cka" else []
+    with data_place:
+        dataset = widgets.pick_data(sha256s, measure)
+    left, right = widgets.side_by_side()
+    with left:
+        options, ceiling, floor = pick_options(measure, chosen, entries)
+    side = pick_side(len(sha256s) == 1, measure)
+    links.remember(map=side)
+    asked = [*sha256s, *(entry.sha256 for entry in more)]
+    if measure != "cka" and side != "A-B":
+        # Other measures compare one pair at a time.
+        asked = [chosen[SIDES[side][0]].sha256]
+        ceiling = floor = None
+    with right:
+        request = widgets.pick_question(
+            asked, measure, dataset, ceiling=ceiling, floor=floor, options=options
+        )
+    remember(request, chosen, more, first_options(measure, chosen, entries))
+    study = studies.find_study(request)
+    if study is not None:
+        draw(study, chosen, request, side)
+        return
+    by_sha256 = {entry.sha256: entry for entry in entries}
+    wanted = [*request.sha256s, *([request.ceiling] if request.ceiling else [])]
+    involved = [by_sha256[sha256] for sha256 in dict.fromkeys(wanted)]
+    names = " and ".join(entry.name for entry in involved)
+    widgets.offer(
+        request,
+        involved,
+        f"Comparing {names}",
+        "Compare",
+        draw=lambda part: draw_part(part, measure, chosen, side),
+    )
+
+
+page()

@@ -1,0 +1,390 @@
+"""Comparing two checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import io
+import threading
+from dataclasses import replace
+
+import pytest
+
+from analysis.errors import Cancelled
+from app.sources import computing, studies
+
+
+def map_figure(figures):
+    return next(figure for figure in figures if figure["data"][0]["type"] == "heatmap")
+
+
+def test_shows_a_shipped_study_at_once(open_app, figures_of):
+    app = open_app("similarity")
+    assert not app.exception
+    titles = [figure["layout"]["title"]["text"] for figure in figures_of(app)]
+    assert "Linear CKA, test split, n = 1,000" in titles
+    assert "Linear CKA at the same depth, test split, n = 1,000" in titles
+    assert not [button for button in app.button if button.label == "Compare"]
+
+
+def test_boxes_choose_the_cell_that_is_outlined_and_described(open_app, figures_of):
+    app = open_app("similarity")
+    app.selectbox(key="row").set_value("stem").run()
+    app.selectbox(key="column").set_value("stage1_block2").run()
+    # 1 - 0.1 between networks - 2 layers of 0.05
+    values = {metric.label: metric.value for metric in app.metric}
+    assert values["CKA"] == "0.800"
+    assert values["95% interval"] == "0.780 to 0.820"
+    outline = map_figure(figures_of(app))["layout"]["shapes"][-1]
+    assert (outline["x0"], outline["y0"]) == (1.5, -0.5)
+
+
+def test_an_undefined_cell_says_why(open_app, shipped, refill):
+    refill(undefined="stage3_block3")
+    app = open_app("similarity")
+    app.selectbox(key="column").set_value("stage3_block3").run()
+    assert not app.exception
+    assert app.metric[0].value == "undefined"
+    assert any("same for every image" in caption.value for caption in app.caption)
+
+
+def test_each_network_can_be_compared_with_itself(open_app, figures_of):
+    app = open_app("similarity")
+    app.segmented_control(key="map").set_value("B-B").run()
+    layout = map_figure(figures_of(app))["layout"]
+    assert "auglocal-net" in layout["xaxis"]["title"]["text"]
+    assert "auglocal-net" in layout["yaxis"]["title"]["text"]
+
+
+def test_a_link_reproduces_the_view(open_app, sha256s):
+    query = {"a": sha256s[1][:12], "b": sha256s[0][:12], "row": "stem", "column": "stage2_block1"}
+    app = open_app("similarity", **query, map="A-B")
+    assert app.selectbox(key="a").value == sha256s[1]
+    assert app.metric[0].value == "0.700"
+    assert app.query_params["row"] == "stem"
+    assert app.query_params["a"] == sha256s[1][:12]
+
+
+def test_a_link_to_a_checkpoint_elsewhere_says_so(open_app):
+    app = open_app("similarity", a="0123456789ab")
+    assert not app.exception
+    assert app.warning[0].value == "This link refers to a checkpoint not on this machine."
+
+
+def test_one_missing_checkpoint_of_two_is_enough_to_say_so(open_app, sha256s):
+    app = open_app("similarity", a="0123456789ab", b=sha256s[0][:12])
+    assert app.selectbox(key="b").value == sha256s[0]
+    assert "not on this machine" in app.warning[0].value
+    app.selectbox(key="a").set_value(sha256s[1]).run()
+    assert not app.warning
+
+
+def test_choices_survive_a_visit_to_another_page(open_app):
+    app = open_app("similarity")
+    app.selectbox(key="row").set_value("stem").run()
+    app.switch_page("views/overview.py").run()
+    app.switch_page("views/similarity.py").run()
+    assert app.selectbox(key="row").value == "stem"
+    assert app.query_params["row"] == "stem"
+
+
+def test_the_colours_stretch_only_when_asked(open_app, figures_of):
+    app = open_app("similarity")
+    assert map_figure(figures_of(app))["data"][0]["zmin"] == 0
+    app.toggle(key="stretch").set_value(True).run()
+    assert map_figure(figures_of(app))["data"][0]["zmin"] > 0
+
+
+def test_a_folder_of_images_can_be_typed_in(open_app, wait_for_job, image_folder):
+    app = open_app("similarity")
+    app.selectbox(key="data").set_value("folder").run()
+    assert app.button(key="run-cka").disabled
+    app.text_input(key="folder_path").set_value(str(image_folder)).run()
+    app.button(key="run-cka").click().run()
+    wait_for_job()
+    app.run()
+    assert not app.exception
+    assert "This could not be computed" in app.error[0].value
+    again = open_app("similarity", data=f"imagefolder:{image_folder}")
+    assert again.text_input(key="folder_path").value == str(image_folder)
+
+
+def test_offers_what_to_do_where_there_are_no_checkpoints(open_app, monkeypatch, tmp_path):
+    monkeypatch.setenv("AUGLOCAL_SHIPPED", str(tmp_path))
+    app = open_app("similarity")
+    assert not app.exception
+    assert app.subheader[0].value == "No checkpoints yet"
+
+
+def test_other_settings_are_computed_in_a_job_and_kept(open_app, wait_for_job, figures_of):
+    app = open_app("similarity")
+    app.number_input(key="samples").set_value(24).run()
+    app.number_input(key="batch_size").set_value(8).run()
+    assert "Not computed yet" in " ".join(text.value for text in app.markdown)
+    app.button(key="run-cka").click().run()
+    wait_for_job()
+    app.run()
+    assert not app.exception
+    assert not app.error
+    assert "n = 24" in figures_of(app)[0]["layout"]["title"]["text"]
+    again = open_app("similarity", samples="24", batch_size="8")
+    assert "n = 24" in figures_of(again)[0]["layout"]["title"]["text"]
+
+
+def test_a_failed_job_is_explained_in_one_sentence(open_app, wait_for_job):
+    app = open_app("similarity")
+    app.number_input(key="samples").set_value(5000).run()
+    app.button(key="run-cka").click().run()
+    wait_for_job()
+    app.run()
+    assert not app.exception
+    assert "5,000" in app.error[0].value
+    assert "Traceback" not in app.error[0].value
+
+
+def test_a_running_job_shows_progress_and_can_be_cancelled(open_app, wait_for_job, monkeypatch):
+    reached = threading.Event()
+
+    def work(request, entries):
+        def steps(report, cancelled):
+            report("Reading test images", 1, 4)
+            reached.set()
+            while not cancelled():
+                threading.Event().wait(0.01)
+            raise Cancelled("stopped")
+
+        return steps
+
+    monkeypatch.setattr(computing, "_work", work)
+    app = open_app("similarity")
+    app.number_input(key="samples").set_value(16).run()
+    app.button(key="run-cka").click().run()
+    assert reached.wait(10)
+    app.run()
+    assert "Reading test images, 1 of 4" in app.get("progress")[0].text
+    elsewhere = open_app()
+    assert "Reading test images" in elsewhere.sidebar.get("progress")[0].text
+    next(button for button in app.button if button.label == "Cancel").click().run()
+    wait_for_job()
+    app.run()
+    assert app.info[0].value == "Cancelled; nothing was saved."
+
+
+def test_a_job_that_the_last_server_did_not_end_is_called_interrupted(open_app, library):
+    app = open_app("similarity")
+    app.number_input(key="samples").set_value(40).run()
+    sha256s = (app.selectbox(key="a").value, app.selectbox(key="b").value)
+    key = studies.Request("cka", sha256s, "digits", 40, 0, 125).key
+    (library / "jobs").mkdir(parents=True)
+    (library / "jobs" / f"{key}.json").write_text(
+        '{"title": "t", "state": "running", "message": ""}'
+    )
+    app.run()
+    assert app.info[0].value == "Interrupted, because the app was closed; run it again."
+
+
+def test_the_map_can_be_taken_away_as_a_table(make_study):
+    from app.texts import map_csv
+
+    study = make_study(undefined="stem")
+    rows = list(csv.DictReader(io.StringIO(map_csv(study.cka.pair("bp-net", "auglocal-net")))))
+    assert len(rows) == 100
+    assert float(rows[1]["cka"]) == pytest.approx(0.85)
+    assert rows[0]["cka"] == ""
+    assert "same for every image" in rows[0]["reason"]
+
+
+def test_data_that_are_not_on_this_machine_are_said_to_be_missing(open_app, sha256s, tmp_path):
+    folder = tmp_path / "nowhere"
+    app = open_app(
+        "similarity", a=sha256s[0], b=sha256s[1], data=f"imagefolder:{folder}", samples=40
+    )
+    assert "The images are not here" in [heading.value for heading in app.subheader]
+    assert not [button for button in app.button if button.label == "Compare"]
+
+
+# ------------------------------------------------------------------------------- queue and parts
+
+
+@pytest.fixture
+def slow_work(monkeypatch, make_study):
+    """Works that publish a part and wait; cancelled, they give the part back as a study."""
+
+    class Slow:
+        def __init__(self):
+            self.open, self.published, self.order = threading.Event(), threading.Event(), []
+
+        def work(self, request, entries):
+            def steps(report, cancelled):
+                self.order.append(request.samples)
+                part = make_study([entry.sha256 for entry in entries])
+                part = replace(
+                    part,
+                    question=replace(part.question, samples=request.samples),
+                    provenance=replace(part.provenance, stopped="stopped after 3 of 8 batches"),
+                )
+                report("Reading test images", 3, 8)
+                report.publish(part)
+                self.published.set()
+                while not self.open.wait(0.01):
+                    if cancelled():
+                        return part
+                raise Cancelled("released")
+
+            return steps
+
+    slow = Slow()
+    monkeypatch.setattr(computing, "_work", slow.work)
+    yield slow
+    slow.open.set()
+
+
+def press(app, label):
+    next(button for button in app.button if button.label == label).click().run()
+
+
+def run_with(app, samples):
+    app.number_input(key="samples").set_value(samples).run()
+    app.button(key="run-cka").click().run()
+
+
+def test_the_map_shows_while_batches_come_in_and_cancel_keeps_it(
+    open_app, slow_work, wait_for_job, figures_of
+):
+    app = open_app("similarity")
+    run_with(app, 500)
+    assert slow_work.published.wait(10)
+    app.run()
+    assert map_figure(figures_of(app))
+    assert any("Partial" in caption.value for caption in app.caption)
+    assert "run-cka" not in {button.key for button in app.button}
+    press(app, "Cancel")
+    wait_for_job()
+    app.run()
+    assert map_figure(figures_of(app))
+    words = " ".join(text.value for text in app.markdown).replace("\\", "")
+    assert "**Partial**: stopped after 3 of 8 batches" in words
+    assert app.button(key="run-cka").label == "Compare in full"
+    # A part is never taken for the answer.
+    assert not app.get("download_button")
+
+
+def test_a_second_question_waits_for_its_turn_and_can_leave_the_queue(
+    open_app, slow_work, wait_for_job
+):
+    app = open_app("similarity")
+    run_with(app, 500)
+    assert slow_work.published.wait(10)
+    app.number_input(key="samples").set_value(600).run()
+    assert "after 1 job that comes first" in " ".join(text.value for text in app.markdown)
+    app.button(key="run-cka").click().run()
+    assert any(caption.value == "Waiting: 1 job first" for caption in app.caption)
+    assert [job.state for job in computing.registry().waiting()] == ["queued"]
+    # The running one is in the sidebar, the waiting one on the page.
+    assert "3 of 8" in app.sidebar.get("progress")[0].text
+    main = [button for button in app.main.button if button.label == "Cancel"]
+    main[0].click().run()
+    assert computing.registry().waiting() == []
+    assert app.info[0].value == "Cancelled; nothing was saved."
+    assert slow_work.order == [500]
+
+
+# -------------------------------------------------------------------------- measures and options
+
+
+@pytest.mark.parametrize("measure", ["procrustes", "predictivity"])
+def test_another_measure_has_map_curves_and_numbers(open_app, wait_for_job, figures_of, measure):
+    app = open_app("similarity", samples="40")
+    app.selectbox(key="measure").set_value(measure).run()
+    app.button(key=f"run-{measure}").click().run()
+    wait_for_job()
+    app.run()
+    assert not app.exception
+    assert not app.error
+    assert len(app.get("plotly_chart")) == 4
+    assert app.query_params["measure"] == measure
+    assert app.metric[0].value != "undefined"
+    assert app.metric[2].label == "Null level"
+    app.segmented_control(key="map").set_value("B-B").run()
+    assert app.button(key=f"run-{measure}").label == "Compare"
+
+
+def test_options_are_part_of_the_question_and_of_the_link(open_app, wait_for_job, figures_of):
+    app = open_app("similarity", samples="32", batch_size="8")
+    app.segmented_control(key="kernel").set_value("rbf").run()
+    app.number_input(key="bandwidth").set_value(0.5).run()
+    app.toggle(key="floor").set_value(True).run()
+    app.button(key="run-cka").click().run()
+    wait_for_job()
+    app.run()
+    assert not app.error
+    figures = figures_of(app)
+    assert "RBF CKA (0.5 medians)" in figures[0]["layout"]["title"]["text"]
+    same_depth = next(f for f in figures if "same depth" in f["layout"]["title"]["text"])
+    assert any("floor" in (trace.get("name") or "") for trace in same_depth["data"])
+    link = {name: app.query_params[name] for name in ("kernel", "bandwidth", "floor")}
+    again = open_app("similarity", samples="32", batch_size="8", **link)
+    assert figures_of(again)[0]["layout"]["title"] == figures[0]["layout"]["title"]
+    again.toggle(key="floor").set_value(False).run()
+    figures = figures_of(again)
+    same_depth = next(f for f in figures if "same depth" in f["layout"]["title"]["text"])
+    assert not any("floor" in (trace.get("name") or "") for trace in same_depth["data"])
+
+
+def test_features_can_be_pooled_or_whole(open_app):
+    app = open_app("similarity")
+    assert app.selectbox(key="pooling").options[0] == "Whole features"
+    assert app.selectbox(key="pooling").value == 0
+    app.selectbox(key="pooling").set_value(1).run()
+    assert app.button(key="run-cka").label == "Compare"
+    assert app.query_params["pooling"] == "1"
+    app.selectbox(key="pooling").set_value(0).run()
+    assert "pooling" not in app.query_params
+    assert app.get("plotly_chart")
+
+
+def test_another_split_is_another_question(open_app):
+    app = open_app("similarity")
+    app.segmented_control(key="split").set_value("train").run()
+    assert app.button(key="run-cka").label == "Compare"
+    assert app.query_params["split"] == "train"
+    again = open_app("similarity", split="train")
+    assert again.segmented_control(key="split").value == "train"
+
+
+def test_each_with_itself_and_their_difference_have_common_scales(open_app, figures_of):
+    app = open_app("similarity", map="all")
+    heatmaps = [f["data"][0] for f in figures_of(app) if f["data"][0]["type"] == "heatmap"]
+    assert [(h["zmin"], h["zmax"]) for h in heatmaps[:3]] == [(0, 1)] * 3
+    assert heatmaps[3]["zmin"] == -heatmaps[3]["zmax"]
+    app.segmented_control(key="map").set_value("difference").run()
+    assert not app.exception
+    assert "difference" in map_figure(figures_of(app))["layout"]["title"]["text"]
+    assert app.metric[-1].label == "CKA of B with B"
+
+
+def test_many_checkpoints_are_compared_at_once(
+    open_app, shipped, add_net, wait_for_job, figures_of
+):
+    third = add_net(shipped / "third.safetensors", "dgl", 7)
+    app = open_app("similarity", samples="32", batch_size="8")
+    app.multiselect(key="more").set_value([third]).run()
+    app.button(key="run-cka").click().run()
+    wait_for_job()
+    app.run()
+    plane = next(f for f in figures_of(app) if "plane" in f["layout"]["title"]["text"])
+    names = [trace["name"] for trace in plane["data"] if trace.get("name")]
+    assert names == ["BP, bp-net", "AugLocal, auglocal-net", "DGL, third"]
+    assert app.query_params["more"] == third[:12]
+
+
+def test_images_of_both_layers_are_seen_through_pca(open_app, figures_of):
+    app = open_app("similarity", view="images", image="7")
+    assert not app.exception
+    assert not app.error
+    titles = [f["layout"]["title"]["text"] for f in figures_of(app)]
+    assert {"A: stage2_block2", "B: stage2_block2"} <= set(titles)
+    points = next(f for f in figures_of(app) if f["layout"]["title"]["text"].startswith("A: "))
+    assert sum(len(trace.get("customdata", ())) for trace in points["data"]) == 300
+    assert app.number_input(key="image").value == 7
+    app.number_input(key="image").set_value(9).run()
+    assert app.query_params["image"] == "9"
