@@ -22,6 +22,7 @@ page = st.navigation(
         st.Page("views/checkpoints.py", title="Checkpoints"),
         st.Page("views/compare.py", title="Compare"),
         st.Page("views/probes.py", title="Probes"),
+        st.Page("views/geometry.py", title="Geometry"),
     ]
 )
 with st.container(width=WIDEST):
