@@ -1,15 +1,20 @@
-"""Geometry in, plotly figures out: one figure a measure, by depth, for any number of models."""
+"""Geometry in, plotly figures out: measures by depth for any number of models, a layer's images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import plotly.graph_objects as go
 
 from analysis.figure_style import (
+    CONFIG,
+    HEIGHT,
     LOW_HEIGHT,
+    NEUTRAL,
     NO_REASON,
     FloatArray,
     add_curve,
@@ -24,6 +29,27 @@ from analysis.figure_style import (
 )
 from analysis.geometry import GeometryResult
 from analysis.geometry_measures import GEOMETRY_MEASURES, GeometryMeasure
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+# Colours of classes: those of Okabe and Ito that show on white and on black, and four more. From
+# one class to the next the marker changes too.
+CLASS_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#8E63B8",
+    "#A08A00",
+    "#A0522D",
+    "#8A8A8A",
+)
+CLASS_SYMBOLS = ("circle", "square", "diamond", "cross", "x")
+MOST_NAMED_CLASSES = 20  # in a legend; more leave no room for the picture
+SCATTER_CONFIG: dict[str, object] = {**CONFIG, "modeBarButtonsToRemove": ["autoScale2d"]}
+"""The plotly configuration of a scatter, whose points can be picked by lasso and box."""
 
 WIDE_RATIO = 50.0  # of largest to smallest value, from which an axis without an end is logarithmic
 
@@ -96,3 +122,113 @@ def _value_axis(kind: GeometryMeasure, drawn: Sequence[FloatArray]) -> dict[str,
     if kind.highest is None and finite.size and finite.max() > WIDE_RATIO * finite.min() > 0:
         return {**axis, "type": "log", "title": f"{text(kind.unit)}, logarithmic", "dtick": 1}
     return {**axis, "rangemode": "tozero"} if kind.lowest in (0, 1) else axis
+
+
+# ----------------------------------------------------------------------------------- layers as points
+
+
+def layer_scatter(
+    points: FloatArray,
+    labels: IntArray,
+    classes: Sequence[str],
+    numbers: IntArray,
+    *,
+    title: str,
+    limit: float | None = None,
+    selected: Sequence[int] = (),
+    axis: str = "axis",
+) -> go.Figure:
+    """The images of one layer as points, coloured by class.
+
+    Args:
+        points: (N, 2) or (N, 3), their places.
+        labels: (N,) indices into the classes.
+        classes: K names.
+        numbers: (N,), which images of the split they are, for hovering.
+        title: What is shown, with the number of images.
+        limit: Where the axes end, on both sides of 0; the same for layers that are to compare. By
+            default all points fit.
+        selected: Positions (0 to N - 1) of images that are ringed.
+        axis: What the axes are, which are numbered.
+
+    Returns:
+        One trace a class that has images; the custom data of a point are its position and its
+        number. The last trace holds the rings.
+    """
+    if limit is None:
+        limit = 1.05 * float(np.abs(points).max())
+    is_deep = points.shape[1] == 3
+    figure = go.Figure()
+    for label in np.unique(labels):
+        chosen = np.flatnonzero(labels == label)
+        figure.add_trace(_class_points(points, chosen, numbers, classes, int(label), is_deep))
+    figure.add_trace(_rings(points, np.asarray(selected, dtype=np.int64), is_deep))
+    lay_out(figure, title)
+    span = {"range": [-limit, limit], "zeroline": False, "showticklabels": False}
+    if is_deep:
+        names = ("xaxis", "yaxis", "zaxis")
+        axes = {name: {**span, "title": f"{axis} {i + 1}"} for i, name in enumerate(names)}
+        figure.update_layout(scene={**axes, "aspectmode": "cube"}, dragmode="turntable")
+    else:
+        figure.update_xaxes(title=f"{axis} 1", constrain="domain", **span)
+        figure.update_yaxes(title=f"{axis} 2", constrain="domain", scaleanchor="x", **span)
+        figure.update_layout(dragmode="lasso")
+    entries = min(len(np.unique(labels)), MOST_NAMED_CLASSES)
+    # Legend beside the picture: above it, ten entries would take ten rows on a narrow screen.
+    figure.update_layout(
+        height=HEIGHT + 60,
+        margin={"l": 40, "r": 8, "t": 48, "b": 40},
+        legend={"orientation": "v", "x": 1, "y": 1, "xanchor": "left", "yanchor": "top"},
+        showlegend=entries == len(np.unique(labels)),
+        uirevision="scatter",  # keeps zoom and camera from layer to layer
+    )
+    return figure
+
+
+def _class_points(
+    points: FloatArray,
+    chosen: IntArray,
+    numbers: IntArray,
+    classes: Sequence[str],
+    label: int,
+    is_deep: bool,
+) -> go.Scatter | go.Scatter3d:
+    """The points of one class."""
+    name = text(classes[label])
+    shared = {
+        "x": points[chosen, 0],
+        "y": points[chosen, 1],
+        "mode": "markers",
+        "name": name,
+        "customdata": np.stack([chosen, numbers[chosen]], axis=1),
+        "hovertext": [
+            f"<b>{name}</b><br>image {place}<br>number {numbers[place]} of the split"
+            for place in chosen
+        ],
+        "hoverinfo": "text",
+    }
+    marker = {
+        "color": CLASS_COLOURS[label % len(CLASS_COLOURS)],
+        "symbol": CLASS_SYMBOLS[(label + label // len(CLASS_COLOURS)) % len(CLASS_SYMBOLS)],
+        "opacity": 0.8,
+    }
+    if is_deep:
+        return go.Scatter3d(z=points[chosen, 2], marker={**marker, "size": 3}, **shared)
+    marker |= {"size": 6}
+    stays = {"marker": {"opacity": 0.8}}  # the rings show what is picked
+    return go.Scatter(marker=marker, selected=stays, unselected=stays, **shared)
+
+
+def _rings(points: FloatArray, selected: IntArray, is_deep: bool) -> go.Scatter | go.Scatter3d:
+    """Rings about the images that are picked."""
+    shared = {
+        "x": points[selected, 0],
+        "y": points[selected, 1],
+        "mode": "markers",
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    marker = {"symbol": "circle-open", "color": NEUTRAL, "line": {"width": 2, "color": NEUTRAL}}
+    if is_deep:
+        return go.Scatter3d(z=points[selected, 2], marker={**marker, "size": 8}, **shared)
+    return go.Scatter(marker={**marker, "size": 11}, **shared)
