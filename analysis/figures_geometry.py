@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from analysis.figure_style import (
     CONFIG,
+    FAINT,
     HEIGHT,
     LOW_HEIGHT,
     NEUTRAL,
@@ -31,6 +32,7 @@ from analysis.geometry import GeometryResult
 from analysis.geometry_measures import GEOMETRY_MEASURES, GeometryMeasure
 
 IntArray = npt.NDArray[np.integer[Any]]
+BoolArray = npt.NDArray[np.bool_]
 
 # Colours of classes: those of Okabe and Ito that show on white and on black, and four more. From
 # one class to the next the marker changes too.
@@ -47,8 +49,10 @@ CLASS_COLOURS = (
     "#8A8A8A",
 )
 CLASS_SYMBOLS = ("circle", "square", "diamond", "cross", "x")
+FADED = 0.15  # opacity of images that are not picked, where some are
+MOST_RINGS = 12  # more would hide what they ring
 MOST_NAMED_CLASSES = 20  # in a legend; more leave no room for the picture
-SCATTER_CONFIG: dict[str, object] = {**CONFIG, "modeBarButtonsToRemove": ["autoScale2d"]}
+SCATTER_CONFIG: dict[str, object] = {**CONFIG, "modeBarButtonsToRemove": []}
 """The plotly configuration of a scatter, whose points can be picked by lasso and box."""
 
 WIDE_RATIO = 50.0  # of largest to smallest value, from which an axis without an end is logarithmic
@@ -124,7 +128,7 @@ def _value_axis(kind: GeometryMeasure, drawn: Sequence[FloatArray]) -> dict[str,
     return {**axis, "rangemode": "tozero"} if kind.lowest in (0, 1) else axis
 
 
-# ----------------------------------------------------------------------------------- layers as points
+# --------------------------------------------------------------------------------- images as points
 
 
 def layer_scatter(
@@ -148,41 +152,67 @@ def layer_scatter(
         title: What is shown, with the number of images.
         limit: Where the axes end, on both sides of 0; the same for layers that are to compare. By
             default all points fit.
-        selected: Positions (0 to N - 1) of images that are ringed.
+        selected: Positions (0 to N - 1) of images that are picked: the others fade, and few are
+            ringed.
         axis: What the axes are, which are numbered.
 
     Returns:
         One trace a class that has images; the custom data of a point are its position and its
-        number. The last trace holds the rings.
+        number. A last trace holds the rings.
     """
     if limit is None:
         limit = 1.05 * float(np.abs(points).max())
-    is_deep = points.shape[1] == 3
+    is_picked = np.isin(np.arange(len(points)), selected)
     figure = go.Figure()
     for label in np.unique(labels):
         chosen = np.flatnonzero(labels == label)
-        figure.add_trace(_class_points(points, chosen, numbers, classes, int(label), is_deep))
-    figure.add_trace(_rings(points, np.asarray(selected, dtype=np.int64), is_deep))
+        figure.add_trace(_class_points(points, chosen, numbers, classes, int(label), is_picked))
+    if points.shape[1] == 3 or len(selected) <= MOST_RINGS:
+        figure.add_trace(_rings(points, np.asarray(selected, dtype=np.int64)))
     lay_out(figure, title)
-    span = {"range": [-limit, limit], "zeroline": False, "showticklabels": False}
-    if is_deep:
-        names = ("xaxis", "yaxis", "zaxis")
-        axes = {name: {**span, "title": f"{axis} {i + 1}"} for i, name in enumerate(names)}
-        figure.update_layout(scene={**axes, "aspectmode": "cube"}, dragmode="turntable")
+    if points.shape[1] == 3:
+        _lay_out_space(figure, limit, axis)
     else:
-        figure.update_xaxes(title=f"{axis} 1", constrain="domain", **span)
-        figure.update_yaxes(title=f"{axis} 2", constrain="domain", scaleanchor="x", **span)
-        figure.update_layout(dragmode="lasso")
-    entries = min(len(np.unique(labels)), MOST_NAMED_CLASSES)
-    # Legend beside the picture: above it, ten entries would take ten rows on a narrow screen.
-    figure.update_layout(
-        height=HEIGHT + 60,
-        margin={"l": 40, "r": 8, "t": 48, "b": 40},
-        legend={"orientation": "v", "x": 1, "y": 1, "xanchor": "left", "yanchor": "top"},
-        showlegend=entries == len(np.unique(labels)),
-        uirevision="scatter",  # keeps zoom and camera from layer to layer
+        _lay_out_plane(figure, limit, axis)
+    num_shown = len(np.unique(labels))
+    return figure.update_layout(
+        showlegend=num_shown <= MOST_NAMED_CLASSES,
+        uirevision=f"{axis} {limit}",  # keeps zoom and camera from layer to layer
+        selectionrevision=f"{title} {len(selected)}",  # the lasso goes, the fading stays
     )
-    return figure
+
+
+def _lay_out_plane(figure: go.Figure, limit: float, axis: str) -> None:
+    """Square axes in a thin frame, the legend below, and a lasso in the hand."""
+    span = {"range": [-limit, limit], "zeroline": False, "showgrid": False, "constrain": "domain"}
+    frame = {"showline": True, "mirror": True, "linecolor": FAINT, "showticklabels": False}
+    figure.update_xaxes(title={"text": f"{axis} 1", "standoff": 6}, **span, **frame)
+    figure.update_yaxes(
+        title={"text": f"{axis} 2", "standoff": 6}, scaleanchor="x", **span, **frame
+    )
+    figure.update_layout(
+        dragmode="lasso",
+        height=HEIGHT + 100,
+        margin={"l": 28, "r": 8, "t": 40, "b": 8},
+        legend={"x": 0, "y": -0.06, "xanchor": "left", "yanchor": "top"},
+    )
+
+
+def _lay_out_space(figure: go.Figure, limit: float, axis: str) -> None:
+    """A cube to be turned, the legend below."""
+    span = {"range": [-limit, limit], "showticklabels": False, "showbackground": False}
+    span |= {"gridcolor": FAINT, "zerolinecolor": FAINT, "showspikes": False}
+    axes = {
+        name: {**span, "title": {"text": f"{axis} {number}"}}
+        for number, name in enumerate(("xaxis", "yaxis", "zaxis"), start=1)
+    }
+    figure.update_layout(
+        scene={**axes, "aspectmode": "cube"},
+        dragmode="turntable",
+        height=HEIGHT + 100,
+        margin={"l": 8, "r": 8, "t": 40, "b": 8},
+        legend={"x": 0, "y": 0, "xanchor": "left", "yanchor": "top"},
+    )
 
 
 def _class_points(
@@ -191,7 +221,7 @@ def _class_points(
     numbers: IntArray,
     classes: Sequence[str],
     label: int,
-    is_deep: bool,
+    is_picked: BoolArray,
 ) -> go.Scatter | go.Scatter3d:
     """The points of one class."""
     name = text(classes[label])
@@ -200,7 +230,8 @@ def _class_points(
         "y": points[chosen, 1],
         "mode": "markers",
         "name": name,
-        "customdata": np.stack([chosen, numbers[chosen]], axis=1),
+        # Lists: of arrays, Streamlit gives back something else.
+        "customdata": np.stack([chosen, numbers[chosen]], axis=1).tolist(),
         "hovertext": [
             f"<b>{name}</b><br>image {place}<br>number {numbers[place]} of the split"
             for place in chosen
@@ -212,14 +243,13 @@ def _class_points(
         "symbol": CLASS_SYMBOLS[(label + label // len(CLASS_COLOURS)) % len(CLASS_SYMBOLS)],
         "opacity": 0.8,
     }
-    if is_deep:
+    if points.shape[1] == 3:
         return go.Scatter3d(z=points[chosen, 2], marker={**marker, "size": 3}, **shared)
-    marker |= {"size": 6}
-    stays = {"marker": {"opacity": 0.8}}  # the rings show what is picked
-    return go.Scatter(marker=marker, selected=stays, unselected=stays, **shared)
+    opacity = np.where(is_picked[chosen], 1.0, FADED) if is_picked.any() else 0.8
+    return go.Scatter(marker={**marker, "size": 6, "opacity": opacity}, **shared)
 
 
-def _rings(points: FloatArray, selected: IntArray, is_deep: bool) -> go.Scatter | go.Scatter3d:
+def _rings(points: FloatArray, selected: IntArray) -> go.Scatter | go.Scatter3d:
     """Rings about the images that are picked."""
     shared = {
         "x": points[selected, 0],
@@ -229,6 +259,6 @@ def _rings(points: FloatArray, selected: IntArray, is_deep: bool) -> go.Scatter 
         "showlegend": False,
     }
     marker = {"symbol": "circle-open", "color": NEUTRAL, "line": {"width": 2, "color": NEUTRAL}}
-    if is_deep:
+    if points.shape[1] == 3:
         return go.Scatter3d(z=points[selected, 2], marker={**marker, "size": 8}, **shared)
     return go.Scatter(marker={**marker, "size": 11}, **shared)

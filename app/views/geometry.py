@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from analysis import figures, figures_geometry
+from analysis import figures_geometry
 from analysis.figure_style import rule_title
 from analysis.geometry_measures import GEOMETRY_MEASURES
 from analysis.projection import NO_UMAP
@@ -21,6 +21,7 @@ from app.sources.layer_features import METHODS, MOST_POINTS, LayerPoints
 
 A_SHEET = 60  # images beside the points at once
 SETTINGS = {"tsne": ("perplexity", "Perplexity", 30), "umap": ("neighbours", "Neighbours", 15)}
+FRAMED = 0.998  # of all coordinates lie within the frame
 FEW = 3  # images that are shown large
 
 
@@ -55,9 +56,9 @@ def draw_measures(found: Sequence[GeometryAnswer]) -> None:
             st.caption(texts.plain(texts_geometry.definition(measure)))
     st.caption(
         f"Bands: 95%, from leaving out one of {results[0].groups} groups of images at a time "
-        "(Wilson's for shares of images, chi-squared for TwoNN). They cover the choice of this many "
-        "images, not of training runs: each network was trained once. Point at a gap to read why "
-        "there is no value."
+        "(Wilson's for shares of images, chi-squared for TwoNN). They cover the choice of this "
+        "many images, not of training runs: each network was trained once. Point at a gap to read "
+        "why there is no value."
     )
 
 
@@ -280,8 +281,8 @@ def _draw_scatter(
     entry: CheckpointFile,
 ) -> None:
     """The scatter, and what its axes are."""
-    method, dimensions, setting = how
-    shown = points.images
+    method, dimensions, _ = how
+    shown, limit = points.images, _limit(points, how)
     title = f"{METHODS[method]} of {layer}, {rule_title(entry.rule)}, n = {len(places):,}"
     st.plotly_chart(
         figures_geometry.layer_scatter(
@@ -290,7 +291,7 @@ def _draw_scatter(
             shown.classes,
             shown.indices,
             title=title,
-            limit=_limit(points, how),
+            limit=limit,
             selected=picked,
             axis=METHODS[method],
         ),
@@ -300,35 +301,45 @@ def _draw_scatter(
         config=figures_geometry.SCATTER_CONFIG,
         alt=f"Images as points by {METHODS[method]} of {layer}",
     )
-    st.caption(_caption(points, how, layer))
+    st.caption(_caption(points, how, layer, places, limit))
 
 
 def _limit(points: LayerPoints, how: tuple[str, int, float]) -> float:
-    """Where the axes end: the same for all layers that are there, so that a slider keeps them."""
+    """Where the axes end: the same for all layers that are there, so that a slider keeps them.
+
+    A plane leaves the farthest images out, which would make the others small; a space cannot be
+    zoomed out of its cube.
+    """
     drawn = (layer_features.coordinates(points, *how, layer) for layer in points.layers)
-    return 1.05 * max(float(np.abs(part).max()) for part in drawn if isinstance(part, np.ndarray))
-
-
-def _caption(points: LayerPoints, how: tuple[str, int, float], layer: str) -> str:
-    """What the axes mean."""
-    method, dimensions, setting = how
-    pick = (
-        "Draw a lasso or a box about points, or click one"
-        if dimensions == 2
-        else ("Turn it by dragging")
+    share = FRAMED if how[1] == 2 else 1.0
+    return 1.1 * max(
+        float(np.quantile(np.abs(part), share)) for part in drawn if isinstance(part, np.ndarray)
     )
+
+
+def _caption(
+    points: LayerPoints, how: tuple[str, int, float], layer: str, places: Any, limit: float
+) -> str:
+    """What the axes mean, and how many images lie outside the frame."""
+    method, dimensions, setting = how
+    pick = "Draw a lasso about points, or click one"
+    if dimensions == 3:
+        pick = "Turn it by dragging; pick images by number or class"
+    outside = int((np.abs(places) > limit).any(axis=1).sum())
+    note = f" Outside the frame: {outside} image(s); zoom out to see them." if outside else ""
     if method == "pca":
         share = points.aligned[dimensions].explained.get(layer, 0.0)
         return (
-            f"{pick}. The first {dimensions} principal components hold {share:.0%} of the variance. "
-            "Each layer is turned to lie best on the one before and scaled to the same spread, so "
-            "that images can be followed through the slider; distances within a layer keep their "
-            "proportions."
+            f"{pick}. The first {dimensions} principal components hold {share:.0%} of the "
+            "variance. Each layer is turned to lie best on the one before and scaled to the same "
+            "spread, so that images can be followed through the slider; distances within a layer "
+            f"keep their proportions.{note}"
         )
     name = SETTINGS[method][1].lower()
     return (
-        f"{pick}. {METHODS[method]} with {name} {setting:g}, turned to lie best on the layer's PCA: "
-        "neighbours stay neighbours, but sizes of groups and distances between them mean little."
+        f"{pick}. {METHODS[method]} with {name} {setting:g}, turned to lie best on the layer's "
+        "PCA: neighbours stay neighbours, but sizes of groups and distances between them mean "
+        f"little.{note}"
     )
 
 
@@ -400,6 +411,8 @@ def _draw_picked(points: LayerPoints, picked: Sequence[int]) -> None:
         return
     shown = points.images
     more = f", the first {A_SHEET} are shown" if len(picked) > A_SHEET else ""
+    if len(picked) > texts_geometry.MOST_LISTED:
+        more += "; too many for the link"
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"**{len(picked):,} image{'s' if len(picked) > 1 else ''}**{more}")
         st.button("Clear", key="clear-picked", on_click=_set, args=("picked", ""))

@@ -18,6 +18,7 @@ from app.sources.answers import ProbeAnswer
 from app.texts_probes import ANYTHING, Gallery
 
 ANY = -1  # stands for every class in the boxes
+NARROW_BOX = 180  # pixels, which show a layer's or a class's name
 A_SHEET = 60  # images of the gallery at once
 KINDS = {
     "accuracy": "Linear probe",
@@ -240,7 +241,7 @@ def _draw_gallery(answer: ProbeAnswer, dataset: str, gallery: Gallery) -> None:
     found = texts_probes.chosen_images(probe, labels, gallery)
     st.markdown(
         texts_probes.gallery_sentence(gallery, question.classes, len(found), len(labels))
-        + (", those that it is surest of first." if len(found) else ".")
+        + (", surest first." if len(found) else ".")
     )
     try:
         with st.spinner("Reading the images"):
@@ -266,7 +267,8 @@ def _pick_gallery(answer: ProbeAnswer, gallery: Gallery) -> Gallery:
     several.restore_choice("later", choices, choices[0])
     several.restore_choice("way", list(WAYS), "mended")
     classes = answer.study.question.classes
-    places = widgets.row_of(4)
+    grid = st.grid(4, min_column_width=NARROW_BOX)
+    places = [grid.cell() for _ in range(4)]
     with places[0]:
         later = st.selectbox(
             "Later layer",
