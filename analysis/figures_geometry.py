@@ -186,15 +186,15 @@ def _lay_out_plane(figure: go.Figure, limit: float, axis: str) -> None:
     """Square axes in a thin frame, the legend below, and a lasso in the hand."""
     span = {"range": [-limit, limit], "zeroline": False, "showgrid": False, "constrain": "domain"}
     frame = {"showline": True, "mirror": True, "linecolor": FAINT, "showticklabels": False}
-    figure.update_xaxes(title={"text": f"{axis} 1", "standoff": 6}, **span, **frame)
+    figure.update_xaxes(title={"text": f"{axis} 1", "standoff": 4}, **span, **frame)
     figure.update_yaxes(
         title={"text": f"{axis} 2", "standoff": 6}, scaleanchor="x", **span, **frame
     )
     figure.update_layout(
         dragmode="lasso",
         height=HEIGHT + 100,
-        margin={"l": 28, "r": 8, "t": 40, "b": 8},
-        legend={"x": 0, "y": -0.06, "xanchor": "left", "yanchor": "top"},
+        margin={"l": 28, "r": 8, "t": 40, "b": 40},
+        legend={"x": 0, "y": -0.08, "xanchor": "left", "yanchor": "top"},
     )
 
 
@@ -207,7 +207,7 @@ def _lay_out_space(figure: go.Figure, limit: float, axis: str) -> None:
         for number, name in enumerate(("xaxis", "yaxis", "zaxis"), start=1)
     }
     figure.update_layout(
-        scene={**axes, "aspectmode": "cube"},
+        scene={**axes, "aspectmode": "cube", "camera": {"eye": {"x": 1.0, "y": 1.0, "z": 0.8}}},
         dragmode="turntable",
         height=HEIGHT + 100,
         margin={"l": 8, "r": 8, "t": 40, "b": 8},

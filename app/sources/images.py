@@ -69,6 +69,11 @@ def draw(
             "Bring it here, or choose other data above."
         )
     prefix = datasets.folder_prefix(dataset)
+    if not prefix and dataset not in datasets.datasets_on_disk():
+        raise InputError(
+            f"The images are not here: {dataset} was not downloaded to this machine. Download it, "
+            "or choose other data above."
+        )
     return _drawn(prefix, dataset, split, samples, seed, image_size, balanced)
 
 

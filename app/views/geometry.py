@@ -19,6 +19,7 @@ from app.sources.answers import GeometryAnswer
 from app.sources.checkpoints import CheckpointFile
 from app.sources.layer_features import METHODS, MOST_POINTS, LayerPoints
 
+NARROW_BOX = 190  # pixels, which show a checkpoint's name and three methods
 A_SHEET = 60  # images beside the points at once
 SETTINGS = {"tsne": ("perplexity", "Perplexity", 30), "umap": ("neighbours", "Neighbours", 15)}
 FRAMED = 0.998  # of all coordinates lie within the frame
@@ -68,13 +69,14 @@ def draw_measures(found: Sequence[GeometryAnswer]) -> None:
 def draw_points(question: Question) -> None:
     """The images of one checkpoint's layers as points: what is asked, then reading or drawing."""
     st.subheader("A layer's images as points", anchor=False)
-    places = widgets.row_of(3)
-    with places[0]:
+    grid = st.grid(4, min_column_width=NARROW_BOX)
+    with grid.cell():
         entry = several.pick_one("of", "Checkpoint to look into", question.chosen)
-    with places[1]:
+    with grid.cell():
         method = _pick_method()
-    with places[2]:
+    with grid.cell():
         dimensions = _pick_dimensions()
+    with grid.cell():
         setting = _pick_setting(method)
     if not layer_features.is_installed(method):
         st.info(f"{NO_UMAP}.")
@@ -307,13 +309,11 @@ def _draw_scatter(
 def _limit(points: LayerPoints, how: tuple[str, int, float]) -> float:
     """Where the axes end: the same for all layers that are there, so that a slider keeps them.
 
-    A plane leaves the farthest images out, which would make the others small; a space cannot be
-    zoomed out of its cube.
+    It leaves the farthest images out, which would make all others small.
     """
     drawn = (layer_features.coordinates(points, *how, layer) for layer in points.layers)
-    share = FRAMED if how[1] == 2 else 1.0
     return 1.1 * max(
-        float(np.quantile(np.abs(part), share)) for part in drawn if isinstance(part, np.ndarray)
+        float(np.quantile(np.abs(part), FRAMED)) for part in drawn if isinstance(part, np.ndarray)
     )
 
 
@@ -326,7 +326,7 @@ def _caption(
     if dimensions == 3:
         pick = "Turn it by dragging; pick images by number or class"
     outside = int((np.abs(places) > limit).any(axis=1).sum())
-    note = f" Outside the frame: {outside} image(s); zoom out to see them." if outside else ""
+    note = f" Images outside the frame: {outside}." if outside else ""
     if method == "pca":
         share = points.aligned[dimensions].explained.get(layer, 0.0)
         return (
