@@ -98,7 +98,7 @@ def gallery_sentence(gallery: Gallery, classes: Sequence[str], count: int, sampl
         parts.append(f"of class {plain(classes[gallery.true_class])}")
     if gallery.predicted is not None:
         parts.append(f"read here as {plain(classes[gallery.predicted])}")
-    return ", ".join(parts[:1]) + " " + ", ".join(parts[1:])
+    return f"{parts[0]} {', '.join(parts[1:])}".rstrip()
 
 
 def _later_title(later: str) -> str:
