@@ -311,9 +311,7 @@ def _pick_sheet(count: int) -> slice:
     links.restore("sheet", 1, links.whole_number)
     st.session_state["sheet"] = min(max(int(st.session_state["sheet"] or 1), 1), sheets)
     if sheets > 1:
-        st.number_input(
-            f"Page, of {sheets}", 1, sheets, step=1, key="sheet", persist_state="session", width=160
-        )
+        st.pagination(sheets, key="sheet", persist_state="session")
     sheet = int(st.session_state["sheet"])
     links.remember(sheet="" if sheet == 1 else sheet)
     return slice((sheet - 1) * A_SHEET, sheet * A_SHEET)

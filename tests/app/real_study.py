@@ -23,7 +23,8 @@ def make_real(folder: Path, dataset: str = "digits", **options: object) -> Study
     study = run_study(
         [open_model(path, "cpu") for path in paths],
         dataset=dataset,
-        measures=("probe", "geometry"),
+        measures=("cka", "probe", "geometry"),
+        num_shuffles=0,
         **{"samples": SAMPLES, "train_samples": 100, **options},
     )
     save_study(study, folder / "pair.study.json")
