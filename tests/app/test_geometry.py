@@ -71,9 +71,7 @@ def test_shows_a_group_of_measures_with_definitions_at_once(open_app, figures_of
     captions = " ".join(caption.value for caption in app.caption).replace("\\", "")
     assert "Source: Roy and Vetterli 2007." in captions
     assert "They cover the choice of this many images" in captions
-    curve = next(
-        trace for trace in figures_of(app)[1]["data"] if trace.get("name") == "BP, bp-net"
-    )
+    curve = next(trace for trace in figures_of(app)[1]["data"] if trace.get("name") == "BP, bp-net")
     np.testing.assert_allclose(curve["y"], study.geometry[0].values["participation_ratio"])
 
 
@@ -110,7 +108,8 @@ def test_a_study_without_geometry_offers_it(open_app, shipped):
 
 
 def test_a_cancelled_and_a_failed_job_are_told(open_app, wait_for_job, monkeypatch):
-    for error, place in ((Cancelled("stopped"), "info"), (ValueError("There is no light"), "error")):
+    light = ValueError("There is no light")
+    for error, place in ((Cancelled("stopped"), "info"), (light, "error")):
 
         def work(request, entries, error=error):
             def steps(report, cancelled):
