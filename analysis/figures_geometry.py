@@ -157,8 +157,8 @@ def layer_scatter(
         axis: What the axes are, which are numbered.
 
     Returns:
-        One trace a class that has images; the custom data of a point are its position and its
-        number. A last trace holds the rings.
+        One trace a class that has images, and one for its entry in the legend; the custom data of
+        a point are its position and its number. A last trace holds the rings.
     """
     if limit is None:
         limit = 1.05 * float(np.abs(points).max())
@@ -166,7 +166,8 @@ def layer_scatter(
     figure = go.Figure()
     for label in np.unique(labels):
         chosen = np.flatnonzero(labels == label)
-        figure.add_trace(_class_points(points, chosen, numbers, classes, int(label), is_picked))
+        drawn = _class_points(points, chosen, numbers, classes, int(label), is_picked)
+        figure.add_traces([drawn, _class_key(drawn)])
     if points.shape[1] == 3 or len(selected) <= MOST_RINGS:
         figure.add_trace(_rings(points, np.asarray(selected, dtype=np.int64)))
     lay_out(figure, title)
@@ -186,7 +187,7 @@ def _lay_out_plane(figure: go.Figure, limit: float, axis: str) -> None:
     """Square axes in a thin frame, the legend below, and a lasso in the hand."""
     span = {"range": [-limit, limit], "zeroline": False, "showgrid": False, "constrain": "domain"}
     frame = {"showline": True, "mirror": True, "linecolor": FAINT, "showticklabels": False}
-    figure.update_xaxes(title={"text": f"{axis} 1", "standoff": 4}, **span, **frame)
+    figure.update_xaxes(title={"text": f"{axis} 1", "standoff": 14}, **span, **frame)
     figure.update_yaxes(
         title={"text": f"{axis} 2", "standoff": 6}, scaleanchor="x", **span, **frame
     )
@@ -230,6 +231,8 @@ def _class_points(
         "y": points[chosen, 1],
         "mode": "markers",
         "name": name,
+        "legendgroup": name,
+        "showlegend": False,
         # Lists: of arrays, Streamlit gives back something else.
         "customdata": np.stack([chosen, numbers[chosen]], axis=1).tolist(),
         "hovertext": [
@@ -247,6 +250,16 @@ def _class_points(
         return go.Scatter3d(z=points[chosen, 2], marker={**marker, "size": 3}, **shared)
     opacity = np.where(is_picked[chosen], 1.0, FADED) if is_picked.any() else 0.8
     return go.Scatter(marker={**marker, "size": 6, "opacity": opacity}, **shared)
+
+
+def _class_key(drawn: go.Scatter | go.Scatter3d) -> go.Scatter | go.Scatter3d:
+    """The legend's entry of a class, which does not fade with its points."""
+    marker = {"color": drawn.marker.color, "symbol": drawn.marker.symbol, "size": 7}
+    shared = {"x": [None], "y": [None], "mode": "markers", "marker": marker, "name": drawn.name}
+    shared |= {"legendgroup": drawn.name, "hoverinfo": "skip"}
+    if isinstance(drawn, go.Scatter3d):
+        return go.Scatter3d(z=[None], **shared)
+    return go.Scatter(**shared)
 
 
 def _rings(points: FloatArray, selected: IntArray) -> go.Scatter | go.Scatter3d:

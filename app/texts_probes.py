@@ -149,11 +149,32 @@ def paired_sentence(
     )
     parts = []
     for label, is_better in zip(labels, (paired.difference > 0, paired.difference < 0)):
-        names = [plain(layer) for layer in layers[clear & is_better]]
-        if names:
+        found = runs(np.flatnonzero(clear & is_better).tolist())
+        if found:
+            names = [_run_text([str(layers[place]) for place in run]) for run in found]
             parts.append(f"**{plain(label)}** reads more at {listed(names)}")
     rest = "no difference is no proof of equality" if not clear.all() else ""
     return "; ".join(part for part in (head, *parts, rest) if part) + "."
+
+
+def runs(places: Sequence[int]) -> list[list[int]]:
+    """Split ascending places into runs; those of two are no saving and stay apart."""
+    found: list[list[int]] = []
+    for place in places:
+        if found and place == found[-1][-1] + 1:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return [
+        part for run in found for part in ([run] if len(run) > 2 else [[place] for place in run])
+    ]
+
+
+def _run_text(layers: Sequence[str]) -> str:
+    """A layer, or the first and last of a run."""
+    if len(layers) == 1:
+        return plain(layers[0])
+    return f"{plain(layers[0])} to {plain(layers[-1])} ({len(layers)} layers)"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from app.sources.layer_features import METHODS, MOST_POINTS, LayerPoints
 NARROW_BOX = 190  # pixels, which show a checkpoint's name and three methods
 A_SHEET = 60  # images beside the points at once
 SETTINGS = {"tsne": ("perplexity", "Perplexity", 30), "umap": ("neighbours", "Neighbours", 15)}
-FRAMED = 0.998  # of all coordinates lie within the frame
+FRAMED = 0.995  # of all coordinates lie within the frame
 FEW = 3  # images that are shown large
 
 

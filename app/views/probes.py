@@ -18,7 +18,7 @@ from app.sources.answers import ProbeAnswer
 from app.texts_probes import ANYTHING, Gallery
 
 ANY = -1  # stands for every class in the boxes
-NARROW_BOX = 180  # pixels, which show a layer's or a class's name
+NARROW_BOX = 140  # pixels, which show a layer's or a class's name
 A_SHEET = 60  # images of the gallery at once
 KINDS = {
     "accuracy": "Linear probe",

@@ -79,7 +79,18 @@ def test_many_picked_images_have_no_rings_in_the_plane():
     spots = np.random.default_rng(0).normal(size=(50, 2))
     many = range(figures_geometry.MOST_RINGS + 1)
     figure = layer_scatter(spots, labels, CLASSES, labels, title="t", selected=many)
-    assert len(figure.data) == 1
+    assert len(classes_of(figure)) == 1
+    assert not [trace for trace in figure.data if trace.marker.symbol == "circle-open"]
+
+
+def test_the_legend_does_not_fade_with_the_points():
+    figure = draw(selected=[0])
+    keys = [trace for trace in figure.data if trace.showlegend is not False]
+    assert [trace.name for trace in keys] == ["ant", "bee &lt;b&gt;", "cat"]
+    assert [trace.marker.opacity for trace in keys] == [None] * 3
+    by_name = {trace.name: trace for trace in classes_of(figure)}
+    for key in keys:
+        assert key.marker.color == by_name[key.name].marker.color
 
 
 def test_the_lasso_is_in_hand_and_its_button_is_there():

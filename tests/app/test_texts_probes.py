@@ -176,3 +176,12 @@ def test_classes_as_a_table_have_a_line_a_cell():
         "images": "14",
         "recall_of_true": "0.25",
     }
+
+
+def test_runs_of_layers_are_named_by_their_ends():
+    assert texts_probes.runs([0, 2, 3, 5, 6, 7, 9]) == [[0], [2], [3], [5, 6, 7], [9]]
+    layers = ("a", "b", "c", "d", "e")
+    probes = (make_probe("x", layers=layers), make_probe("y", layers=layers))
+    paired = compare_layers(right(40, 40, 40, 20, 40), right(20, 20, 20, 20, 20))
+    sentence = texts_probes.paired_sentence(paired, probes, ("X", "Y"))
+    assert "**X** reads more at a to c (3 layers) and e;" in sentence.replace("\\", "")
