@@ -153,12 +153,12 @@ def layer_scatter(
         limit: Where the axes end, on both sides of 0; the same for layers that are to compare. By
             default all points fit.
         selected: Positions (0 to N - 1) of images that are picked: the others fade, and few are
-            ringed.
+            ringed besides.
         axis: What the axes are, which are numbered.
 
     Returns:
         One trace a class that has images, and one for its entry in the legend; the custom data of
-        a point are its position and its number. A last trace holds the rings.
+        a point are its position and its number. A last trace marks what is picked.
     """
     if limit is None:
         limit = 1.05 * float(np.abs(points).max())
@@ -169,7 +169,7 @@ def layer_scatter(
         drawn = _class_points(points, chosen, numbers, classes, int(label), is_picked)
         figure.add_traces([drawn, _class_key(drawn)])
     if points.shape[1] == 3 or len(selected) <= MOST_RINGS:
-        figure.add_trace(_rings(points, np.asarray(selected, dtype=np.int64)))
+        figure.add_trace(_picked(points, np.asarray(selected, dtype=np.int64), labels))
     lay_out(figure, title)
     if points.shape[1] == 3:
         _lay_out_space(figure, limit, axis)
@@ -247,7 +247,9 @@ def _class_points(
         "opacity": 0.8,
     }
     if points.shape[1] == 3:
-        return go.Scatter3d(z=points[chosen, 2], marker={**marker, "size": 3}, **shared)
+        # In space a trace has one opacity; what is picked is drawn once more.
+        marker |= {"size": 3, "opacity": 0.8 if not is_picked.any() else 2 * FADED}
+        return go.Scatter3d(z=points[chosen, 2], marker=marker, **shared)
     opacity = np.where(is_picked[chosen], 1.0, FADED) if is_picked.any() else 0.8
     return go.Scatter(marker={**marker, "size": 6, "opacity": opacity}, **shared)
 
@@ -262,8 +264,8 @@ def _class_key(drawn: go.Scatter | go.Scatter3d) -> go.Scatter | go.Scatter3d:
     return go.Scatter(**shared)
 
 
-def _rings(points: FloatArray, selected: IntArray) -> go.Scatter | go.Scatter3d:
-    """Rings about the images that are picked."""
+def _picked(points: FloatArray, selected: IntArray, labels: IntArray) -> go.Scatter | go.Scatter3d:
+    """The images that are picked once more: ringed in the plane, larger in space."""
     shared = {
         "x": points[selected, 0],
         "y": points[selected, 1],
@@ -271,7 +273,10 @@ def _rings(points: FloatArray, selected: IntArray) -> go.Scatter | go.Scatter3d:
         "hoverinfo": "skip",
         "showlegend": False,
     }
-    marker = {"symbol": "circle-open", "color": NEUTRAL, "line": {"width": 2, "color": NEUTRAL}}
     if points.shape[1] == 3:
-        return go.Scatter3d(z=points[selected, 2], marker={**marker, "size": 8}, **shared)
-    return go.Scatter(marker={**marker, "size": 11}, **shared)
+        colours = [CLASS_COLOURS[label % len(CLASS_COLOURS)] for label in labels[selected]]
+        marker = {"symbol": "circle", "color": colours, "size": 6}
+        return go.Scatter3d(z=points[selected, 2], marker=marker, **shared)
+    line = {"width": 2, "color": NEUTRAL}
+    marker = {"symbol": "circle-open", "color": NEUTRAL, "size": 11, "line": line}
+    return go.Scatter(marker=marker, **shared)

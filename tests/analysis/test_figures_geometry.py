@@ -97,3 +97,12 @@ def test_the_lasso_is_in_hand_and_its_button_is_there():
     assert draw().layout.dragmode == "lasso"
     assert "lasso2d" not in figures_geometry.SCATTER_CONFIG["modeBarButtonsToRemove"]
     assert figures_geometry.SCATTER_CONFIG["showSendToCloud"] is False
+
+
+def test_in_space_picked_images_are_drawn_once_more_in_their_colours():
+    figure = draw(3, selected=[3, 0])
+    marks = figure.data[-1]
+    np.testing.assert_array_equal(marks.z, points(3)[[3, 0], 2])
+    by_name = {trace.name: trace.marker for trace in classes_of(figure)}
+    assert list(marks.marker.color) == [by_name["cat"].color, by_name["ant"].color]
+    assert {marker.opacity for marker in by_name.values()} == {2 * FADED}
