@@ -11,6 +11,7 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -66,10 +67,17 @@ def _figure(picture: Picture) -> str:
 
 def data_uri(pixels: npt.NDArray[np.uint8]) -> str:
     """Pixels (H, W, C) as the address of a PNG that holds them."""
+    return _encoded(pixels.tobytes(), pixels.shape)
+
+
+@lru_cache(maxsize=256)
+def _encoded(content: bytes, shape: tuple[int, ...]) -> str:
+    """Encode once: a gallery stays while a slider moves."""
     from PIL import Image
 
+    pixels = np.frombuffer(content, np.uint8).reshape(shape)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     image.thumbnail((LARGEST, LARGEST))
     stream = io.BytesIO()
-    image.save(stream, "PNG")
+    image.save(stream, "PNG", compress_level=1)  # small already; time matters
     return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
