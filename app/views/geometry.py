@@ -356,7 +356,7 @@ def selected(chart: str) -> None:
 
 def _picked(points: LayerPoints) -> list[int]:
     """The images that are picked, from the field that holds them."""
-    links.restore("picked", "", str)
+    links.restore("picked", "", lambda text: ", ".join(text.split(",")))
     places, problem = texts_geometry.parse_images(
         st.session_state["picked"] or "", len(points.images.labels)
     )

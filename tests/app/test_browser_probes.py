@@ -79,7 +79,7 @@ def test_a_lasso_fills_the_gallery_and_the_slider_keeps_it(page, address):  # no
         page.keyboard.press("ArrowLeft")
         page.get_by_text(f"PCA of {layer}").wait_for()
         slowest = max(slowest, time.monotonic() - started)
-    assert slowest < 3, "0.3 s on a quiet machine; tests run beside others"
+    assert slowest < 5, "0.3 s on a quiet machine; tests run beside others"
     assert page.locator(".st-key-picked input").input_value() == picked
     assert page.locator(".pictures img").count() == 60
 
