@@ -159,6 +159,52 @@ def _neighbours_curve(
     )
 
 
+def neighbours_curves(
+    probes: Sequence[ProbeResult], rules: Mapping[str, str], *, title: str
+) -> go.Figure:
+    """What the nearest training images say of the class, at every layer: a probe without a fit.
+
+    Args:
+        probes: One result a checkpoint; those without nearest neighbours are left out.
+        rules: The rule by checkpoint name, for colour, dash and marker.
+        title: What is shown, with the number of images.
+
+    Returns:
+        A curve with its 95% band for each checkpoint, a dotted line at the accuracy of the
+        checkpoint's own classifier, and a line at chance.
+    """
+    styles = checkpoint_styles({probe.model: rules.get(probe.model, "") for probe in probes})
+    probes = [probe for probe in probes if probe.neighbours_accuracy is not None]
+    layer_lists = [probe.layers for probe in probes]
+    figure = go.Figure()
+    for probe, xs in zip(probes, positions(layer_lists) if probes else [], strict=True):
+        label = checkpoint_label(rules.get(probe.model, ""), probe.model)
+        missing = np.full(len(probe.layers), math.nan)
+        values, low, high = (
+            missing if part is None else np.asarray(part, dtype=np.float64)
+            for part in (probe.neighbours_accuracy, probe.neighbours_low, probe.neighbours_high)
+        )
+        hover = [
+            f"<b>{text(name)}</b>, {text(label)}<br>"
+            + (
+                f"{_neighbours_name(probe)} {with_interval(value, *ends, form='.1%')}<br>"
+                f"n = {probe.test_samples:,} test, {probe.train_samples:,} training images"
+                if math.isfinite(value)
+                else f"undefined: {text(probe.undefined.get(name, NO_REASON))}"
+            )
+            for name, value, *ends in zip(probe.layers, values, low, high, strict=True)
+        ]
+        style = styles[probe.model]
+        add_curve(figure, xs, (values, low, high), style, name=text(label), hover=hover)
+        _classifier_line(figure, probe, xs, style, label)
+    _chance_lines(figure, probes)
+    lay_out(figure, title)
+    figure.update_yaxes(title="accuracy", range=[0, 1.02], **PERCENT)
+    figure.update_xaxes(**depth_axis(layer_lists))
+    mark_stages(figure, layer_lists)
+    return figure
+
+
 def _neighbours_name(probe: ProbeResult) -> str:
     """How the probe without a fit is called."""
     count = probe.num_neighbours
@@ -265,16 +311,26 @@ def _level_line(figure: go.Figure, level: float, note: str) -> None:
 # ---------------------------------------------------------------------------------- classes, scores
 
 
-def recall_map(probe: ProbeResult, classes: Sequence[str], *, title: str) -> go.Figure:
+def recall_map(
+    probe: ProbeResult,
+    classes: Sequence[str],
+    *,
+    title: str,
+    layer: str | None = None,
+    true_class: int | None = None,
+) -> go.Figure:
     """How many images of each class a probe of each layer finds, as a map of classes and layers.
 
     Args:
         probe: With `recall` (L, K).
         classes: Names of the K classes.
         title: What is shown, with the number of images.
+        layer: Name of a layer whose column is framed.
+        true_class: Index of the class whose cell alone is framed in it.
 
     Returns:
-        Classes in rows, from the top, and layers in columns.
+        Classes in rows, from the top, and layers in columns. The second trace holds one point a
+        cell: x is the layer's index, y is K - 1 minus that of the class.
 
     Raises:
         ValueError: The probes have no recall, as those of old studies.
@@ -306,11 +362,22 @@ def recall_map(probe: ProbeResult, classes: Sequence[str], *, title: str) -> go.
         colours=Colours("recall", tick_form=".0%"),
         square=False,
     )
+    if layer in probe.layers:
+        rows = (0, len(classes) - 1)
+        if true_class is not None:
+            rows = (len(classes) - 1 - true_class,) * 2
+        _outline(figure, rows, (probe.layers.index(layer),) * 2)
     return figure.update_layout(margin_l=96, height=_tall(len(classes)))
 
 
 def confusion_map(
-    probe: ProbeResult, layer: str, classes: Sequence[str], *, title: str
+    probe: ProbeResult,
+    layer: str,
+    classes: Sequence[str],
+    *,
+    title: str,
+    true_class: int | None = None,
+    predicted: int | None = None,
 ) -> go.Figure:
     """Which classes the probe of one layer takes for which.
 
@@ -319,10 +386,13 @@ def confusion_map(
         layer: Name of the layer.
         classes: Names of the K classes.
         title: What is shown, with the number of images.
+        true_class: Index of the class whose row is framed.
+        predicted: Index of the class whose column is framed; with `true_class`, one cell is.
 
     Returns:
         True classes in rows, from the top, and predicted ones in columns; colours are shares of the
-        true class, and hovering gives the counts.
+        true class, and hovering gives the counts. The second trace holds one point a cell: x is the
+        predicted class, y is K - 1 minus the true one.
 
     Raises:
         ValueError: The probes have no confusions, or no such layer.
@@ -355,7 +425,20 @@ def confusion_map(
         columns=Axis("predicted class", classes, by_stage=False),
         colours=Colours("share", tick_form=".0%"),
     )
+    if true_class is not None or predicted is not None:
+        last = len(classes) - 1
+        rows = (0, last) if true_class is None else (last - true_class,) * 2
+        columns = (0, last) if predicted is None else (predicted,) * 2
+        _outline(figure, rows, columns)
     return figure.update_layout(margin_l=96)
+
+
+def _outline(figure: go.Figure, rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    """Frame all cells from the first to the last row and column."""
+    corners = {"x0": columns[0] - 0.5, "x1": columns[1] + 0.5}
+    corners |= {"y0": rows[0] - 0.5, "y1": rows[1] + 0.5}
+    figure.add_shape(type="rect", line={"color": "#FFFFFF", "width": 5}, **corners)
+    figure.add_shape(type="rect", line={"color": "#111111", "width": 2}, **corners)
 
 
 def _tall(num_rows: int) -> int:

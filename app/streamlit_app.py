@@ -7,7 +7,7 @@ from streamlit import net_util
 
 from app import widgets
 
-SIDEBAR = 208  # pixels; four short names need no more
+SIDEBAR = 208  # pixels; short names need no more
 WIDEST = 1280  # pixels; longer lines are hard to read
 
 # A page elsewhere that tries our WebSocket is refused; without this, Streamlit asks a server on the
@@ -27,6 +27,7 @@ page = st.navigation(
         st.Page("views/checkpoints.py", title="Checkpoints"),
         st.Page("views/similarity.py", title="Similarity"),
         st.Page("views/probes.py", title="Probes"),
+        st.Page("views/geometry.py", title="Geometry"),
         st.Page("views/lens.py", title="Lens"),
         st.Page("views/dynamics.py", title="Dynamics"),
         st.Page("views/auxiliary.py", title="Auxiliary networks"),

@@ -170,3 +170,47 @@ def test_names_from_files_stay_text():
         text = figure.to_json()
         assert "\\u003ca" not in text.lower()
         assert "<a" not in text
+
+
+def test_neighbours_have_curves_of_their_own_with_bands():
+    figure = figures_probes.neighbours_curves([BP, AUGLOCAL], MODELS, title="t")
+    assert list(named(figure)) == ["BP, bp-0", "AugLocal, auglocal-0"]
+    curve = named(figure)["BP, bp-0"]
+    np.testing.assert_allclose(curve.y, BP.neighbours_accuracy)
+    assert "10 nearest neighbours" in curve.hovertext[0]
+    assert f"{BP.neighbours_low[0]:.1%}" in curve.hovertext[0]
+    band = next(trace for trace in figure.data if trace.fill == "toself")
+    np.testing.assert_allclose(band.y[: len(LAYERS)], BP.neighbours_low)
+
+
+def test_neighbours_that_lack_say_why_and_old_probes_are_left_out():
+    old = replace(BP, neighbours_accuracy=None)
+    figure = figures_probes.neighbours_curves([old, UNTRAINED], MODELS, title="t")
+    (name,) = named(figure)
+    hover = named(figure)[name].hovertext[LAYERS.index(DEAD)]
+    assert "undefined: its features are the same for every image" in hover
+    assert not named(figures_probes.neighbours_curves([old], MODELS, title="t"))
+
+
+def corners(figure):
+    """x0, x1, y0, y1 of the last frame."""
+    shape = figure.layout.shapes[-1]
+    return shape.x0, shape.x1, shape.y0, shape.y1
+
+
+def test_the_chosen_layer_is_framed_from_top_to_bottom_and_a_class_alone():
+    figure = figures_probes.recall_map(BP, CLASSES, title="t", layer=LAYERS[3])
+    assert corners(figure) == (2.5, 3.5, -0.5, 9.5)
+    figure = figures_probes.recall_map(BP, CLASSES, title="t", layer=LAYERS[3], true_class=0)
+    assert corners(figure) == (2.5, 3.5, 8.5, 9.5)
+
+
+def test_chosen_classes_are_framed_as_row_column_or_cell():
+    def frame(**chosen):
+        return corners(figures_probes.confusion_map(BP, LAYERS[0], CLASSES, title="t", **chosen))
+
+    assert frame(true_class=2) == (-0.5, 9.5, 6.5, 7.5)
+    assert frame(predicted=4) == (3.5, 4.5, -0.5, 9.5)
+    assert frame(true_class=2, predicted=4) == (3.5, 4.5, 6.5, 7.5)
+    plain = figures_probes.confusion_map(BP, LAYERS[0], CLASSES, title="t")
+    assert not plain.layout.shapes
