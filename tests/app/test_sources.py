@@ -91,3 +91,14 @@ def test_a_job_that_cannot_be_noted_does_not_block_the_next(tmp_path):
     with pytest.raises(OSError, match="cannot be written .* AUGLOCAL_LIBRARY"):
         registry.start("key", "title", lambda report, cancelled: None, tmp_path / "study.json")
     assert registry.running() is None
+
+
+@pytest.mark.parametrize("words", [["--library", "HERE"], ["--library=HERE"]])
+def test_the_library_is_where_the_command_line_says(words, tmp_path, monkeypatch):
+    from app.sources import folders
+
+    here = str(tmp_path / "mine")
+    monkeypatch.setattr("sys.argv", ["app", *(word.replace("HERE", here) for word in words)])
+    assert folders.library_folder() == tmp_path / "mine"
+    monkeypatch.setattr("sys.argv", ["app"])
+    assert folders.library_folder() != tmp_path / "mine"
