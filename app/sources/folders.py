@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def library_folder() -> Path:
 def _argument(name: str) -> str | None:
     """What follows a name among the app's own arguments, or after its equals sign."""
     words = sys.argv[1:]
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in itertools.zip_longest(words, words[1:]):
         if word == name:
             return following
         if word.startswith(f"{name}="):
