@@ -382,9 +382,9 @@ def receive(files: Sequence[Any]) -> None:
     for index, file in enumerate(files):
         bar.progress(index / len(files), text=f"Reading {texts.plain(file.name)}")
         try:
-            path, was_there = library.receive(file.name, file.getbuffer())
-            messages.append((True, received(path, was_there)))
-            st.session_state["turn_to"] = path.stem
+            sha256, was_there = checkpoints.keep_upload(file.name, file.getbuffer())
+            messages.append((True, received(file.name, sha256, was_there)))
+            st.session_state["turn_to"] = sha256
         except (ValueError, WorkError, OSError) as error:
             messages.append((False, jobs.sentence(error)))
     bar.empty()
@@ -392,13 +392,12 @@ def receive(files: Sequence[Any]) -> None:
     st.session_state["table_number"] = st.session_state.get("table_number", 0) + 1
 
 
-def received(path: Any, was_there: bool) -> str:
+def received(file_name: str, sha256: str, was_there: bool) -> str:
     """What to say of a file that was opened."""
-    note = library.read_note(path)
-    report = note.get("report", {})
-    name = str(note.get("name", path.stem[:12]))
     if was_there:
-        return f"{name} was here already."
+        return f"{file_name} was here already."
+    note = library.read_note(library.checkpoints_folder() / f"{sha256}.safetensors")
+    report, name = note.get("report", {}), str(note.get("name", sha256[:12]))
     if not report:
         return f"{name} is ready to use."
     assumed = report.get("assumed") or []
