@@ -355,6 +355,12 @@ def draw_upload() -> None:
     """The door for files of any origin."""
     st.subheader("Add checkpoints", anchor=False)
     number = st.session_state.setdefault("upload_number", 0)
+    with st.expander("A file with several sets of weights"):
+        state = st.text_input(
+            "Which to take, by its name in the file",
+            key="upload-state",
+            placeholder="the likeliest; What the file said lists the others, an average say",
+        )
     files = st.file_uploader(
         "Files of weights: .safetensors, .pt, .pth, .th, .tar, .ckpt, .bin",
         key=f"upload-{number}",
@@ -364,7 +370,7 @@ def draw_upload() -> None:
         "this machine, and nothing leaves it.",
     )
     if files:
-        receive(files)
+        receive(files, (state or "").strip() or None)
         # A new number lets go of the bytes.
         st.session_state["upload_number"] = number + 1
         st.rerun()
@@ -375,14 +381,14 @@ def draw_upload() -> None:
         st.warning(room)
 
 
-def receive(files: Sequence[Any]) -> None:
+def receive(files: Sequence[Any], state: str | None) -> None:
     """Check what was uploaded, one after the other, and note how each went."""
     messages = []
     bar = st.progress(0.0)
     for index, file in enumerate(files):
         bar.progress(index / len(files), text=f"Reading {texts.plain(file.name)}")
         try:
-            sha256, was_there = checkpoints.keep_upload(file.name, file.getbuffer())
+            sha256, was_there = checkpoints.keep_upload(file.name, file.getbuffer(), state)
             messages.append((True, received(file.name, sha256, was_there)))
             st.session_state["turn_to"] = sha256
         except (ValueError, WorkError, OSError) as error:
