@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
@@ -11,6 +15,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor
 
+from auglocal import pretrained
 from auglocal.__main__ import main
 from auglocal.backbones.registry import (
     BACKBONES,
@@ -21,6 +26,10 @@ from auglocal.backbones.registry import (
 from auglocal.checkpoint import load_checkpoint
 from auglocal.errors import InputError, WorkError
 from auglocal.pretrained import load_pretrained, load_torchvision_state, read_pretrained
+from auglocal.rules.registry import RULES, build_network
+from tests.auglocal.foreign.corpus import Runs
+from tests.auglocal.foreign.wild.residual import ResidualNetwork
+from tests.auglocal.foreign.wild.weights import fill, random_images
 
 TINY = ["--epochs", "1", "--batch-size", "12", "--device", "cpu", "--rule", "bp"]
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "digits-bp.safetensors"
@@ -39,7 +48,7 @@ def test_a_file_with_torchvisions_keys_loads(
     path = tmp_path / f"weights{suffix}"
     torch.save(state, path) if suffix == ".pth" else save_file(state, path)
     backbone = build_backbone("mobilenetv2-imagenet", num_classes=6)
-    assert load_pretrained(backbone, "mobilenetv2-imagenet", path)
+    assert load_pretrained(backbone, "mobilenetv2-imagenet", path).has_classifier
     for key, tensor in backbone.state_dict().items():
         assert torch.equal(tensor, state[backbone.key_map.to_torchvision(key)])
 
@@ -61,12 +70,13 @@ def test_a_checkpoint_of_ours_loads() -> None:
     checkpoint = load_checkpoint(SHIPPED)
     size = checkpoint.metadata.input_size
     backbone = build_backbone("resnet20", num_classes=10, input_size=size)
-    assert load_pretrained(backbone, "resnet20", SHIPPED)
+    assert load_pretrained(backbone, "resnet20", SHIPPED).has_classifier
     for key, tensor in backbone.state_dict().items():
         assert torch.equal(tensor, checkpoint.backbone[key])
     other = build_meta_backbone("resnet20", num_classes=3, input_size=size)
     kept = read_pretrained(other, "resnet20", SHIPPED)
-    assert checkpoint.backbone.keys() - kept.keys() == {"head.linear.weight", "head.linear.bias"}
+    assert not kept.has_classifier
+    assert checkpoint.backbone.keys() - kept.backbone.keys() == {"head.linear.weight", "head.linear.bias"}
 
 
 def test_a_checkpoint_of_another_architecture_is_refused() -> None:
@@ -81,11 +91,23 @@ def test_a_state_of_another_architecture_is_refused(
     torch.save(state, path)
     backbone = build_backbone("regnetx-400mf")
     before = backbone.head.linear.weight.detach().clone()
-    with pytest.raises(InputError, match=r"weights.pth lacks \d+ tensors, .*does not fit"):
+    message = r"weights.pth does not fit the backbone: .* not those of 'regnetx-400mf'; choose one"
+    with pytest.raises(InputError, match=message):
         load_pretrained(backbone, "regnetx-400mf", path)
     assert torch.equal(backbone.head.linear.weight, before)
-    with pytest.raises(InputError, match="torchvision has no resnet20, so weights.pth cannot"):
+    with pytest.raises(InputError, match="not those of 'resnet20'; choose one of mobilenetv2"):
         read_pretrained(build_meta_backbone("resnet20"), "resnet20", path)
+
+
+def test_another_width_or_more_channels_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    network = ResidualNetwork((3, 3, 3), 8, shortcut="downsample", classifier="fc")
+    torch.save(fill(network), path)
+    with pytest.raises(InputError, match=r"weights.pth has .* of shape .*--width"):
+        read_pretrained(build_meta_backbone("resnet20"), "resnet20", path)
+    grey = build_meta_backbone("resnet20", 10, (1, 32, 32), 0.5)
+    with pytest.raises(InputError, match=r"\[8, 3, 3, 3\] instead of \[8, 1, 3, 3\]"):
+        read_pretrained(grey, "resnet20", path)
 
 
 def test_a_state_with_more_or_other_tensors_is_refused(state: dict[str, Tensor]) -> None:
@@ -101,14 +123,14 @@ def test_a_state_with_more_or_other_tensors_is_refused(state: dict[str, Tensor])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not weights", "weights.pth cannot be read as weights; give --pretrained a checkpoint"),
-        ([torch.zeros(1)], "weights.pth holds something else than a state dict"),
-        ({"epoch": 3}, "weights.pth holds something else than a state dict"),
+        (b"not weights", "weights.pth .*, so it was not opened; "),
+        ([torch.zeros(1)], "weights.pth holds no state dict"),
+        ({"epoch": 3}, "weights.pth holds no state dict"),
         ({"a": torch.tensor([torch.nan])}, "weights.pth has NaN or infinity in 'a'"),
-        (Path("code"), "weights.pth cannot be read as weights"),
+        (Runs(print, "code"), "weights.pth contains code"),
         (None, "There is no file .*weights.pth; check the path"),
     ],
-    ids=["text", "list", "wrapped", "nan", "code", "missing"],
+    ids=["text", "list", "epoch alone", "nan", "code", "missing"],
 )
 def test_what_is_no_file_of_weights_is_refused(
     content: object, message: str, tmp_path: Path
@@ -126,50 +148,73 @@ V1 = "torchvision:IMAGENET1K_V1"
 V2 = "torchvision:IMAGENET1K_V2"
 
 
-def no_network(*arguments: object, **options: object) -> dict[str, Tensor]:
+def no_network(*arguments: object, **options: object) -> None:
     """What a fetch meets on a machine without a network."""
     raise URLError("Name or service not known")
 
 
-def test_published_weights_are_fetched_by_name_and_checked(
-    state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = []
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """PyTorch's cache, empty, and no network."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    return tmp_path / "hub" / "checkpoints"
 
-    def fetch(url: str, **options: object) -> dict[str, Tensor]:
-        asked.append((url, options))
+
+def publish(state: dict[str, Tensor], name: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let a state dict be what is published; returns the list of what will be fetched."""
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    digest = hashlib.sha256(stream.getvalue()).hexdigest()[:8]
+    published = SimpleNamespace(url=f"https://there/{name}-{digest}.pth")
+    monkeypatch.setattr(pretrained, "_published_weights", lambda *_: published)
+    fetched = []
+
+    def fetch(url: str, path: str) -> None:
+        fetched.append(url)
         print("Downloading")  # as PyTorch does, on stdout
-        return state
+        Path(path).write_bytes(stream.getvalue())
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    return fetched
+
+
+def test_published_weights_are_fetched_once_and_checked(
+    state: dict[str, Tensor],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fetched = publish(state, "mobilenet", monkeypatch)
     backbone = build_backbone("mobilenetv2-imagenet", num_classes=6)
-    assert load_pretrained(backbone, "mobilenetv2-imagenet", V2)
+    assert load_pretrained(backbone, "mobilenetv2-imagenet", V2).has_classifier
     for key, tensor in backbone.state_dict().items():
         assert torch.equal(tensor, state[backbone.key_map.to_torchvision(key)])
-    ((url, options),) = asked
-    assert url == torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V2.url
-    assert options == {"map_location": "cpu", "check_hash": True, "weights_only": True}
+    assert read_pretrained(backbone, "mobilenetv2-imagenet", V2).source == V2
+    assert len(fetched) == 1
     assert capsys.readouterr().out == ""
+    (path,) = cache.iterdir()
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(WorkError, match=f"not the file that was published.*; delete {path} and"):
+        read_pretrained(backbone, "mobilenetv2-imagenet", V2)
 
 
 @pytest.mark.parametrize("architecture", [name for name in BACKBONES if name.endswith(IMAGENET)])
 def test_torchvision_publishes_weights_of_every_imagenet_form(
-    architecture: str, monkeypatch: pytest.MonkeyPatch
+    architecture: str, cache: Path
 ) -> None:
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     message = f"IMAGENET1K_V1 of {architecture} .*Name or service not known.*; check the network"
     backbone = build_meta_backbone(architecture, 1000)
     with pytest.raises(WorkError, match=message):
-        read_pretrained(backbone, architecture, "torchvision:IMAGENET1K_V1")
+        read_pretrained(backbone, architecture, V1)
+    published = torchvision.models.get_model_weights(backbone.key_map.model)
+    assert all(pretrained.DIGEST.search(weights.url) for weights in published)
 
 
-def test_a_damaged_copy_in_the_cache_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+def test_a_damaged_copy_in_the_cache_is_named(cache: Path) -> None:
     url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
-    path = tmp_path / "checkpoints" / url.rpartition("/")[2]
-    path.parent.mkdir()
+    path = cache / url.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
     path.write_bytes(b"half a file")
     backbone = build_meta_backbone("resnet18-imagenet", 1000)
     with pytest.raises(WorkError, match=f"of resnet18-imagenet .*; delete {path} and try again"):
@@ -185,16 +230,16 @@ def test_a_damaged_copy_in_the_cache_is_named(
     ],
 )
 def test_unknown_weights_list_the_known_ones_before_anything_is_fetched(
-    architecture: str, name: str, message: str, monkeypatch: pytest.MonkeyPatch
+    architecture: str, name: str, message: str, cache: Path
 ) -> None:
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     with pytest.raises(InputError, match=message):
         read_pretrained(build_meta_backbone(architecture), architecture, f"torchvision:{name}")
 
 
-def test_published_weights_of_another_stem_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    resnet = torchvision.models.resnet18(weights=None).state_dict()
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: resnet)
+def test_published_weights_of_another_stem_are_refused(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(torchvision.models.resnet18(weights=None).state_dict(), "resnet18", monkeypatch)
     with pytest.raises(InputError, match=f"^{V1} has 'layers.stem.conv1.weight' of shape"):
         read_pretrained(build_meta_backbone("resnet18"), "resnet18", V1)
 
@@ -202,10 +247,9 @@ def test_published_weights_of_another_stem_are_refused(monkeypatch: pytest.Monke
 def test_a_failed_fetch_ends_the_command_with_one_sentence(
     image_folder: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cache: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
     data = ["--dataset", f"imagefolder:{image_folder}", "--out", str(tmp_path / "run")]
     options = ["--architecture", "mobilenetv2", "--pretrained", V1]
     assert main(["train", *data, *TINY, *options]) == 1
@@ -223,7 +267,8 @@ def test_training_starts_from_the_weights_and_goes_on_without_the_file(
     start = ["--pretrained", str(path), "--learning-rate", "1e-12", "--weight-decay", "0"]
     capsys.readouterr()
     assert main(["train", *data, *TINY, *start, "--out", str(second)]) == 0
-    assert "starts fresh" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "auglocal train: From checkpoint.safetensors come the backbone and its classifier." in said
     old, new = (load_checkpoint(run / "checkpoint.safetensors") for run in (first, second))
     weight = "layers.stage3_block3.conv2.weight"
     torch.testing.assert_close(old.backbone[weight], new.backbone[weight])
