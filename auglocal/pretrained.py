@@ -113,8 +113,7 @@ def load_pretrained(
     backbone.load_state_dict({**backbone.state_dict(), **pretrained.backbone})
     for name in pretrained.taken:
         assert auxiliaries is not None  # otherwise none is taken
-        prefix = f"{AUXILIARY_PREFIX}{name}."
-        auxiliaries[name].load_state_dict(_below(prefix, pretrained.auxiliary))
+        auxiliaries[name].load_state_dict(_below(_prefix(name), pretrained.auxiliary))
     return pretrained
 
 
@@ -171,11 +170,13 @@ def read_pretrained(
     check_file(path)
     source = printable(path.name)
     checkpoint = _own(path, architecture) if is_checkpoint(path) else _foreign(path, architecture)
-    offered = tuple(dict.fromkeys(key.split(".")[1] for key in checkpoint.auxiliary))
     auxiliary = _fitting_auxiliaries(checkpoint.auxiliary, auxiliaries or {})
-    taken = tuple(dict.fromkeys(key.split(".")[1] for key in auxiliary))
     return Pretrained(
-        source, _fit(backbone, checkpoint.backbone, source), auxiliary, taken, offered
+        source=source,
+        backbone=_fit(backbone, checkpoint.backbone, source),
+        auxiliary=auxiliary,
+        taken=_layers_of(auxiliary, backbone),
+        offered=_layers_of(checkpoint.auxiliary, backbone),
     )
 
 
@@ -293,11 +294,19 @@ def _fitting_auxiliaries(
     """Tensors of those auxiliary networks that have the keys and shapes of the run's."""
     fitting: dict[str, Tensor] = {}
     for name, auxiliary in auxiliaries.items():
-        prefix = f"{AUXILIARY_PREFIX}{name}."
-        found, expected = _below(prefix, tensors), auxiliary.state_dict()
-        if found and _shapes(found) == _shapes(expected):
-            fitting |= {prefix + key: tensor for key, tensor in found.items()}
+        found = _below(_prefix(name), tensors)
+        if found and _shapes(found) == _shapes(auxiliary.state_dict()):
+            fitting |= {_prefix(name) + key: tensor for key, tensor in found.items()}
     return fitting
+
+
+def _layers_of(tensors: Mapping[str, Tensor], backbone: Backbone) -> tuple[str, ...]:
+    """Names of the layers with auxiliary networks among the tensors, input to output."""
+    return tuple(name for name in backbone.layer_names if _below(_prefix(name), tensors))
+
+
+def _prefix(layer_name: str) -> str:
+    return f"{AUXILIARY_PREFIX}{layer_name}."
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

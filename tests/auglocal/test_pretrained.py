@@ -23,12 +23,19 @@ from auglocal.backbones.registry import (
     build_backbone,
     build_meta_backbone,
 )
-from auglocal.checkpoint import load_checkpoint
+from auglocal.checkpoint import load_checkpoint, save_checkpoint
 from auglocal.errors import InputError, WorkError
-from auglocal.pretrained import load_pretrained, load_torchvision_state, read_pretrained
+from auglocal.network import LocalNetwork
+from auglocal.pretrained import (
+    Pretrained,
+    load_pretrained,
+    load_torchvision_state,
+    read_pretrained,
+)
 from auglocal.rules.registry import RULES, build_network
 from tests.auglocal.foreign.corpus import Runs
-from tests.auglocal.foreign.wild.residual import ResidualNetwork
+from tests.auglocal.foreign.test_recognise_local_learning import augmented
+from tests.auglocal.foreign.wild.residual import ResidualNetwork, augmented_head
 from tests.auglocal.foreign.wild.weights import fill, random_images
 
 TINY = ["--epochs", "1", "--batch-size", "12", "--device", "cpu", "--rule", "bp"]
@@ -76,7 +83,10 @@ def test_a_checkpoint_of_ours_loads() -> None:
     other = build_meta_backbone("resnet20", num_classes=3, input_size=size)
     kept = read_pretrained(other, "resnet20", SHIPPED)
     assert not kept.has_classifier
-    assert checkpoint.backbone.keys() - kept.backbone.keys() == {"head.linear.weight", "head.linear.bias"}
+    assert checkpoint.backbone.keys() - kept.backbone.keys() == {
+        "head.linear.weight",
+        "head.linear.bias",
+    }
 
 
 def test_a_checkpoint_of_another_architecture_is_refused() -> None:
@@ -143,6 +153,127 @@ def test_what_is_no_file_of_weights_is_refused(
     with pytest.raises(InputError, match=message):
         read_pretrained(build_meta_backbone("resnet18"), "resnet18", path)
 
+
+# ------------------------------------------------------------------------- auxiliary networks
+
+
+def authors_network() -> ResidualNetwork:
+    """A ResNet-32 of the AugLocal authors with its auxiliary networks, d = 2."""
+    plain = ResidualNetwork((5, 5, 5), 4, "downsample", "fc")
+    return augmented(plain, "resnet32/d2/pyr0.5", 10, divisor=4).eval()
+
+
+def local_network(rule: str, num_classes: int = 10, **options: object) -> LocalNetwork:
+    """Fresh, of the same form, by a rule of ours."""
+    made = RULES[rule](**options)
+    return build_network("resnet32", made, num_classes, (3, 32, 32), 0, width=0.25).eval()
+
+
+def load_into(network: LocalNetwork, path: Path) -> Pretrained:
+    return load_pretrained(network.backbone, "resnet32", path, network.auxiliaries)
+
+
+def test_the_authors_auxiliary_networks_go_on_where_they_were(tmp_path: Path) -> None:
+    theirs, path = authors_network(), tmp_path / "model_best.pth.tar"
+    state = {f"module.{key}": tensor for key, tensor in fill(theirs).items()}
+    torch.save({"state_dict": state, "epoch": 400}, path)
+    network = local_network("auglocal", auxiliary_depth=2)
+    taken = load_into(network, path)
+    assert taken.taken == taken.offered == network.block_names[:-1]
+    assert taken.sentence(10) == (
+        "From model_best.pth.tar come the backbone and its classifier; 13 of its 13 auxiliary "
+        "networks too."
+    )
+    images = random_images(2, 3, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(network.backbone(images), theirs(images), rtol=0, atol=1e-4)
+        features = dict(network.backbone.forward_layers(images))
+        for (stage, block), output in list(theirs.outputs(images).items())[:13]:
+            name = f"stage{stage}_block{block + 1}" if stage else "stem"
+            expected = getattr(theirs, f"aux_classifier_{stage}_{block}")(output)
+            logits = network.auxiliaries[name].logits(features[name])
+            torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_auxiliary_networks_of_another_shape_stay_fresh(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(fill(authors_network()), path)
+    # One copied layer instead of two; as many outputs as there are classes.
+    for network in (
+        local_network("auglocal", auxiliary_depth=1),
+        local_network("auglocal", 7, auxiliary_depth=2),
+        local_network("dgl"),
+    ):
+        before = {key: value.clone() for key, value in network.auxiliaries.state_dict().items()}
+        found = load_into(network, path)
+        assert (found.taken, len(found.offered)) == ((), 13)
+        assert "its 13 auxiliary networks are not those of this run." in found.sentence(7)
+        for key, tensor in network.auxiliaries.state_dict().items():
+            assert torch.equal(tensor, before[key])
+    assert load_into(local_network("bp"), path).auxiliary == {}
+
+
+def test_auxiliary_networks_of_a_checkpoint_of_ours_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "ours.safetensors"
+    old = local_network("auglocal", auxiliary_depth=2, modules=4)
+    fill(old)
+    shipped = load_checkpoint(SHIPPED).metadata
+    metadata = replace(
+        shipped,
+        architecture="resnet32",
+        width=0.25,
+        input_size=(3, 32, 32),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
+    save_checkpoint(path, old, metadata)
+    new = local_network("auglocal", auxiliary_depth=2, modules=4)
+    assert load_into(new, path).taken == old.block_names[:-1]
+    for key, tensor in new.state_dict().items():
+        assert torch.equal(tensor, old.state_dict()[key])
+    # Of finer blocks, those that end at the same layers and copy as many layers.
+    finer = load_into(local_network("auglocal", auxiliary_depth=2), path)
+    assert finer.offered == old.block_names[:-1]
+    assert set(finer.taken) <= set(finer.offered)
+
+
+def test_a_run_starts_from_the_authors_networks_and_says_so(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = ResidualNetwork((3, 3, 3), 16, "downsample", "fc", num_classes=2)
+    rule = RULES["auglocal"](auxiliary_depth=1)
+    ours = build_network("resnet20", rule, 2, (3, 16, 16), 0)
+    for name in ours.block_names[:-1]:
+        weight = ours.auxiliaries[name].state_dict()["layers.0.conv1.weight"]
+        stride = 2 if weight.shape[0] > weight.shape[1] else 1
+        head = augmented_head(weight.shape[1], [(weight.shape[0], stride)], 2, norm=True)
+        position = "0_0" if name == "stem" else f"{name[5]}_{int(name[-1]) - 1}"
+        setattr(plain, f"aux_classifier_{position}", head)
+    state = fill(plain)
+    path, out = tmp_path / "authors.pth", tmp_path / "run"
+    torch.save(state, path)
+    options = ["--rule", "auglocal", "--auxiliary-depth", "1", "--pretrained", str(path)]
+    data = ["--dataset", f"imagefolder:{image_folder}", "--out", str(out)]
+    still = ["--learning-rate", "1e-12", "--weight-decay", "0"]
+    assert main(["train", *data, *TINY, *options, *still]) == 0
+    said = capsys.readouterr().err
+    count = len(ours.block_names) - 1
+    assert f"the backbone and its classifier; {count} of its {count} auxiliary networks too" in said
+    new = load_checkpoint(out / "checkpoint.safetensors")
+    for name, theirs in (("stem", "0_0"), ("stage2_block1", "2_0")):
+        key = f"auxiliary.{name}.layers.0.conv1.weight"
+        expected = state[f"aux_classifier_{theirs}.head.0.conv1.weight"]
+        torch.testing.assert_close(new.auxiliary[key], expected)
+
+
+def test_evaluate_points_to_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(fill(ResidualNetwork((3, 3, 3), 4, "zeros", "linear")), path)
+    assert main(["evaluate", str(path)]) == 2
+    assert "python -m analysis convert FILE --out NEW.safetensors" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- published weights
 
 V1 = "torchvision:IMAGENET1K_V1"
 V2 = "torchvision:IMAGENET1K_V2"
@@ -268,7 +399,9 @@ def test_training_starts_from_the_weights_and_goes_on_without_the_file(
     capsys.readouterr()
     assert main(["train", *data, *TINY, *start, "--out", str(second)]) == 0
     said = capsys.readouterr().err
-    assert "auglocal train: From checkpoint.safetensors come the backbone and its classifier." in said
+    assert (
+        "auglocal train: From checkpoint.safetensors come the backbone and its classifier." in said
+    )
     old, new = (load_checkpoint(run / "checkpoint.safetensors") for run in (first, second))
     weight = "layers.stage3_block3.conv2.weight"
     torch.testing.assert_close(old.backbone[weight], new.backbone[weight])
