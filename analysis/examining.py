@@ -156,7 +156,7 @@ def _misfit(name: str, trouble: str, nearest: Nearest) -> str:
     misfits = ", ".join(printable(each) for each in nearest.misfits)
     return (
         f"{name} holds no network that is known here: it is nearest to {nearest.name}, of which "
-        f"{nearest.share:.0%} of the keys and shapes fit, but not {misfits}; "
+        f"{nearest.share:.0%} of the keys and shapes fit ({misfits}); "
         "build the network in Python, load its weights, and give it to "
         "analysis.modules.from_module."
     )

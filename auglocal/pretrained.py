@@ -1,9 +1,9 @@
 """Weights to start from: anybody's file, a checkpoint of ours, or published ones by name.
 
-In: a backbone, the run's auxiliary networks, and a file, or the name of published weights, which are
-fetched only because they were asked for. Out: the tensors that fit. The classifier starts fresh
-where it has another number of classes there, and so does each auxiliary network that is not the
-file's; nothing else may be missing. No code of a file runs (`auglocal.foreign`).
+In: a backbone, the run's auxiliary networks, and a file, or the name of published weights, which
+are fetched only because they were asked for. Out: the tensors that fit. The classifier starts
+fresh where it has another number of classes there, and so does each auxiliary network that is not
+the file's; nothing else may be missing. No code of a file runs (`auglocal.foreign`).
 """
 
 from __future__ import annotations
