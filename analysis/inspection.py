@@ -125,7 +125,7 @@ def _rule_evidence(examined: Examined, model: Model) -> str:
         shown = recognition.rule_evidence
         if rule == recognition.rule:
             return shown
-    return shown if rule == UNKNOWN else f"the rule is as the file or its user says; {shown}"
+    return shown if rule == UNKNOWN else "as the file or its user says"
 
 
 def _warnings(examined: Examined, model: Model) -> list[str]:
