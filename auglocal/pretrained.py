@@ -213,7 +213,7 @@ def _foreign(path: Path, architecture: str) -> Checkpoint:
                 f"{imported.name} has NaN or infinity in {imported.not_finite[0][:80]!r}, so it "
                 "was not taken; give weights from before the training diverged."
             )
-        tensors = load_tensors(imported.path.read_bytes())
+        tensors = dict(sorted(load_tensors(imported.path.read_bytes()).items()))
     try:
         found = recognise(tensors, architecture=architecture)
     except Unrecognised as error:

@@ -459,7 +459,7 @@ def test_the_third_partys_preprocessing_is_found_on_its_images(
 ) -> None:
     if not PICTURES.is_dir():
         pytest.skip("CIFAR-10 (JPEG) is not in data/")
-    sample = sample_images(f"imagefolder:{PICTURES}", "test", 300)
+    sample = sample_images(f"imagefolder:{PICTURES}", "test", 400)
     found = examine(THIRD_PARTY, tmp_path / "copies")
     choices, evidence = find_choices(found, Choices(), sample)
     assert describe(evidence.best.preprocessing) == "ImageNet"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from auglocal import pretrained
 from auglocal.__main__ import main
@@ -36,8 +37,10 @@ from auglocal.rules.registry import RULES, build_network
 from tests.auglocal.foreign.corpus import Runs
 from tests.auglocal.foreign.test_recognise_local_learning import augmented
 from tests.auglocal.foreign.wild.residual import ResidualNetwork, augmented_head
+from tests.auglocal.foreign.wild.straight import KuangliuVGG
 from tests.auglocal.foreign.wild.weights import fill, random_images
 
+ZEROS = {"shortcut": "zeros", "classifier": "linear"}
 TINY = ["--epochs", "1", "--batch-size", "12", "--device", "cpu", "--rule", "bp"]
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints" / "digits-bp.safetensors"
 
@@ -107,6 +110,28 @@ def test_a_state_of_another_architecture_is_refused(
     assert torch.equal(backbone.head.linear.weight, before)
     with pytest.raises(InputError, match="not those of 'resnet20'; choose one of mobilenetv2"):
         read_pretrained(build_meta_backbone("resnet20"), "resnet20", path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "wrapper", "build"),
+    [
+        ("resnet20-option-a", "module.", lambda: ResidualNetwork((3, 3, 3), 16, **ZEROS)),
+        ("resnet20", "model.", lambda: ResidualNetwork((3, 3, 3), 16, "downsample", "fc")),
+        ("vgg11", "_orig_mod.", lambda: KuangliuVGG(11, 64, 10)),
+    ],
+)
+def test_other_codes_files_start_a_run(
+    architecture: str, wrapper: str, build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    theirs, path = build(), tmp_path / "last.ckpt"
+    state = {wrapper + key: tensor for key, tensor in fill(theirs).items()}
+    torch.save({"state_dict": state, "epoch": 3}, path)
+    backbone = build_backbone(architecture, 10, (3, 32, 32)).eval()
+    assert load_pretrained(backbone, architecture, path).has_classifier
+    images = random_images(2, 3, 32)
+    with torch.no_grad():
+        expected = theirs(images)
+        torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_another_width_or_more_channels_are_refused(tmp_path: Path) -> None:
