@@ -15,7 +15,7 @@ from analysis.errors import InputError
 if TYPE_CHECKING:
     from analysis.features import ImageSample
 
-DEFAULT_EVIDENCE = 500
+DEFAULT_EVIDENCE = 1000
 # Of the document, what has a place of its own or would be long.
 NOT_LISTED = ("preprocessing",)
 

@@ -220,7 +220,7 @@ def draw_evidence(entry: CheckpointFile) -> None:
                 placeholder="/path/to/images with train/CLASS/*",
             )
             chosen = f"{datasets.FOLDER_PREFIX}{path.strip()}" if path and path.strip() else ""
-        tried = st.button("Try on 500 images", type="primary", disabled=not chosen)
+        tried = st.button("Try on 1,000 images", type="primary", disabled=not chosen)
     if tried:
         try:
             with st.spinner("Trying each usual preprocessing"):

@@ -26,7 +26,10 @@ from analysis.preprocessing import (
 
 CLASSES = ("dark", "red", "green", "blue", "bright")
 # What an image of each class shows, as values in [0, 1].
-COLOURS = torch.tensor([[0.30] * 3, [0.6, 0.3, 0.3], [0.3, 0.6, 0.3], [0.3, 0.3, 0.6], [0.6] * 3])
+# Red and blue are no mirror images, or another order of classes would do for another of channels.
+COLOURS = torch.tensor(
+    [[0.30] * 3, [0.7, 0.3, 0.35], [0.3, 0.6, 0.3], [0.25, 0.4, 0.55], [0.6] * 3]
+)
 
 
 class Nearest(nn.Module):

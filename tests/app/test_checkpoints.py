@@ -234,7 +234,7 @@ def test_preprocessing_is_tried_on_labelled_images(open_app, foreign):
     library.receive(path.name, path.read_bytes())
     app = open_app("checkpoints", checkpoint=entry_of("theirs").sha256[:12])
     app.selectbox(key="evidence-data").set_value("digits").run()
-    press(app, "Try on 500 images")
+    press(app, "Try on 1,000 images")
     trials = next(frame.value for frame in app.dataframe if "Preprocessing" in frame.value.columns)
     assert len(trials) == 12
     # Random weights tell nothing of images.
