@@ -28,8 +28,8 @@ def test_a_pair_and_a_study_of_each_data_set_are_there() -> None:
         "cifar10-jpeg-auglocal",
         "cifar10-jpeg-bp",
         "digits-auglocal",
-        "digits-bp",
         "digits-bp-seed1",
+        "digits-bp",
     ]
     assert [path.name for path in STUDIES] == ["cifar10-jpeg.study.json", "digits.study.json"]
 

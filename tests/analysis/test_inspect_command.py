@@ -167,7 +167,7 @@ class Touch:
         (lambda path: path.write_bytes(os.urandom(64) + b"\xff"), "was not opened"),
         (lambda path: torch.save(Touch(path.parent / "ran"), path), "contains code"),
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "holds no state dict"),
-        (lambda path: torch.save(unknown_network(), path), "nearest to a .*from_module"),
+        (lambda path: torch.save(unknown_network(), path), "nearest to .*from_module"),
         (
             lambda path: torch.save(
                 {key: value / 0 for key, value in fill(akamaster()).items()}, path
