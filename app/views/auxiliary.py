@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from analysis import figures_auxiliary as figures
-from analysis.figure_style import CONFIG, rule_title
+from analysis.figure_style import rule_title
 from app import jobs, links, texts, widgets
 from app import texts_auxiliary as words
 from app.sources import plans, training
@@ -259,7 +259,7 @@ def draw_networks(answer: PlanAnswer, setting: Setting) -> None:
         st.plotly_chart(
             figures.auxiliary_diagram(plan, None, title=title),
             key="diagram-chart",
-            config=CONFIG,
+            config=widgets.chart_config("diagram"),
             alt="The backbone's layers in a row",
         )
         st.caption(
@@ -272,7 +272,7 @@ def draw_networks(answer: PlanAnswer, setting: Setting) -> None:
     st.plotly_chart(
         figures.auxiliary_diagram(plan, chosen, title=f"What trains {name}"),
         key="diagram-chart",
-        config=CONFIG,
+        config=widgets.chart_config("diagram"),
         alt=f"The backbone's layers in a row, and above them the auxiliary network of {name}",
     )
     st.markdown(words.copies_sentence(plan, chosen))
@@ -299,7 +299,7 @@ def draw_map(plan: dict[str, Any], chosen: int) -> None:
         key="copies-chart",
         on_select=lambda: clicked(plan),
         selection_mode="points",
-        config=CONFIG,
+        config=widgets.chart_config("copies"),
         alt="Map of local layers and the later layers that they copy",
     )
     st.caption(

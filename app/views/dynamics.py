@@ -248,7 +248,7 @@ def draw_maps(
                 key=key,
                 on_select=select(key, part),
                 selection_mode="points",
-                config=figures.CONFIG,
+                config=widgets.chart_config(key),
                 alt=f"{title}, by epoch and layer",
             )
     st.caption("Click a cell, or pick an epoch and a layer.")
@@ -376,8 +376,7 @@ def offer(chosen: Sequence[Run], question: Question) -> None:
     names = " and ".join(run.name for run in able)
     offering.offer(
         question.key,
-        f"Not measured yet for these choices: {count} snapshots, {question.samples:,} images"
-        f"{time}.",
+        f"Not measured yet for these choices: {count} snapshots, {question.samples:,} images{time}",
         f"Measure {names}",
         lambda: dynamics.start(question, able),
     )

@@ -115,11 +115,11 @@ def pick_image(
     links.restore("image", hard[0], parse_image)
     if not is_here(st.session_state["image"], count):
         st.session_state["image"] = hard[0]
-    links.restore("way", HARD, lambda text: text if text in WAYS else None)
+    links.restore("lens_way", HARD, lambda text: text if text in WAYS else None)
     left, right = st.columns([1, 3], gap="large")
     with right:
         way = st.segmented_control(
-            "Image", list(WAYS), key="way", required=True, persist_state="session"
+            "Image", list(WAYS), key="lens_way", required=True, persist_state="session"
         )
         if way == NUMBER:
             pick_number(count)
@@ -131,7 +131,7 @@ def pick_image(
     with left:
         draw_image(st.session_state["image"], requests, entries, lenses[0].classes)
     chosen = st.session_state["image"]
-    links.remember(way=way, image=chosen if isinstance(chosen, int) else links.short(chosen))
+    links.remember(lens_way=way, image=chosen if isinstance(chosen, int) else links.short(chosen))
     if st.session_state.get("image_is_missing"):
         st.warning(MISSING_IMAGE)
     return chosen
@@ -214,7 +214,7 @@ def pick_from(items: Sequence[int | str], show) -> None:
             key=key,
             on_select=lambda: clicked(key, part),
             selection_mode="points",
-            config={**figures.CONFIG, "displayModeBar": False},
+            config={**widgets.chart_config("images"), "displayModeBar": False},
             alt="Images to choose from",
         )
     st.number_input(
@@ -478,7 +478,7 @@ def draw_strip(
         key=key,
         on_select=lambda: strip_clicked(key, view, shown),
         selection_mode="points",
-        config=figures.CONFIG,
+        config=widgets.chart_config(key),
         alt=f"{title}: probability of each class by layer",
     )
 
@@ -658,7 +658,7 @@ def offer(requests: Sequence[LensRequest], entries: Sequence[CheckpointFile]) ->
     offering.offer(
         lens.job_key(requests),
         f"The probes of **{texts.plain(names)}** are not fitted yet for these choices: once, on "
-        f"{requests[0].train_samples:,} training images{time}.",
+        f"{requests[0].train_samples:,} training images{time}",
         f"Fit the probes of {names}",
         lambda: lens.start(requests, entries),
         is_ready=bool(dataset),
