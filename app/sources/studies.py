@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
@@ -154,10 +153,15 @@ def cards() -> list[StudyFile]:
         file
         for file in study_files()
         if (file.shipped or len(file.path.name.split(".")[0]) == OPENED_NAME)
-        and (file.study.probes or (file.study.cka and len(file.study.models) > 1))
-        and not trajectories(file.study)
+        and has_card(file.study)
     ]
     return sorted(found, key=lambda file: order.get(file.study.question.dataset_title, 2))
+
+
+def has_card(study: Study) -> bool:
+    """Whether a picture of its networks can be drawn, and they are no snapshots."""
+    is_drawn = bool(study.probes) or (study.cka is not None and len(study.models) > 1)
+    return is_drawn and not trajectories(study)
 
 
 def short_key(study: Study) -> str:
@@ -276,12 +280,6 @@ def has_usual_options(study: Study, measure: str) -> bool:
 def studies_of(sha256s: Sequence[str], measure: str) -> list[Study]:
     """Studies that hold all of these checkpoints and this measure, whatever the images."""
     return [file.study for file in study_files() if holds(file.study, sha256s, measure)]
-
-
-def command_of(study: Study, dataset: str) -> str:
-    """The command that redoes a study, with the path of an image folder as it is here."""
-    stored, here = (shlex.quote(name) for name in (study.question.dataset, dataset))
-    return study.provenance.command.replace(f"--dataset {stored} ", f"--dataset {here} ")
 
 
 def study_checkpoint(study: Study, sha256: str) -> StudyCheckpoint:

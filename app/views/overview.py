@@ -60,6 +60,8 @@ def draw_ways_on(study: Study) -> None:
         "samples": study.question.samples,
         "seed": study.question.seed,
         "batch_size": study.question.batch_size,
+        "split": study.question.split,
+        "balanced": study.question.balanced,
     }
     with st.container(horizontal=True):
         for measure, (page, label) in WAYS_ON.items():
@@ -81,7 +83,8 @@ def receive() -> None:
     except (ValueError, WorkError, OSError) as error:
         st.session_state["study_message"] = (False, jobs.sentence(error))
         return
-    st.session_state["study_message"] = (True, f"Kept: {study.title}. Its card is above.")
+    where = "Its card is above." if studies.has_card(study) else "The other pages find it."
+    st.session_state["study_message"] = (True, f"Kept: {study.title}. {where}")
 
 
 def draw_upload() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,6 +193,23 @@ def library(tmp_path, monkeypatch):
     monkeypatch.setenv("AUGLOCAL_LIBRARY", str(folder))
     monkeypatch.setenv("AUGLOCAL_RUNS", str(tmp_path / "runs"))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def loopback_only(monkeypatch):
+    """No test reaches for another machine: such a try fails, and then its test."""
+    tried = []
+    resolve = socket.getaddrinfo
+
+    def resolve_here(host, *words, **options):
+        if host in (None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname()):
+            return resolve(host, *words, **options)
+        tried.append(host)
+        raise socket.gaierror(f"a test asked for {host}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_here)
+    yield
+    assert tried == []
 
 
 @pytest.fixture
