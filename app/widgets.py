@@ -76,20 +76,41 @@ def exports(
     """
     shown = [study] if isinstance(study, Study) else list(study)
     with st.container(horizontal=True, vertical_alignment="center", key="exports"):
-        with st.popover("Take away"):
-            _tables(tables, name)
-            _studies(shown, name)
-            st.session_state.setdefault(PICTURE, PICTURES[0])
-            st.segmented_control(
-                "The camera on each picture saves",
-                PICTURES,
-                key=PICTURE,
-                format_func=str.upper,
-                required=True,
-                persist_state="session",
-            )
+        take_away(tables, shown=shown, name=name)
         with st.popover("How to redo this"):
             _redo(shown, dataset)
+
+
+def take_away(
+    tables: Mapping[str, str | Callable[[], str]],
+    *,
+    documents: Mapping[str, str | Callable[[], str]] | None = None,
+    shown: Sequence[Study] = (),
+    name: str,
+) -> None:
+    """The downloads of `exports`, for pages whose results are no studies or are redone otherwise.
+
+    Args:
+        tables: CSV texts by title.
+        documents: JSON texts by title.
+        shown: what the page shows, as far as studies hold it.
+        name: of the downloaded files, without an ending.
+    """
+    with st.popover("Take away"):
+        _tables(tables, name)
+        for title, document in (documents or {}).items():
+            file_name = f"{name}-{texts.file_name(title)}.json"
+            _download(f"{title} (JSON)", document, file_name, "application/json")
+        _studies(shown, name)
+        st.session_state.setdefault(PICTURE, PICTURES[0])
+        st.segmented_control(
+            "The camera on each picture saves",
+            PICTURES,
+            key=PICTURE,
+            format_func=str.upper,
+            required=True,
+            persist_state="session",
+        )
 
 
 def _tables(tables: Mapping[str, str | Callable[[], str]], name: str) -> None:

@@ -220,7 +220,7 @@ def missing_layers(
 def seconds(method: str, dimensions: int, num_images: int, num_layers: int) -> float:
     """Estimate how long t-SNE or UMAP takes; it grows a little faster than the images."""
     once = TSNE_SECONDS[dimensions] * (num_images / 1000) ** 1.1
-    return num_layers * once * (2.0 if method == "umap" else 1.0)
+    return float(num_layers * once * (2.0 if method == "umap" else 1.0))
 
 
 def is_installed(method: str) -> bool:

@@ -231,7 +231,7 @@ def pick_layer(plan: dict[str, Any]) -> int | None:
     locals_ = [row["layer"] for row in plan["auxiliaries"]]
     if not locals_:
         return None
-    names = {plan["layers"][index]["name"]: index for index in locals_}
+    names: dict[str, int] = {plan["layers"][index]["name"]: index for index in locals_}
     key = restore("layer", next(iter(names)), str)
     if st.session_state[key] not in names:
         st.session_state[key] = next(iter(names))
@@ -340,19 +340,10 @@ def draw_files(answer: PlanAnswer, setting: Setting, dataset: str) -> None:
         if st.button("Set up this run", type="primary"):
             chosen = {f"train_{name}": value for name, value in values.items()}
             links.go("views/train.py", **chosen)
-        st.download_button(
-            "Plan (JSON)",
-            lambda: texts.as_json(answer.plan),
-            file_name="plan.json",
-            mime="application/json",
-            on_click="ignore",
-        )
-        st.download_button(
-            "Plan and costs (CSV)",
-            lambda: words.csv_text(answer),
-            file_name="plan.csv",
-            mime="text/csv",
-            on_click="ignore",
+        widgets.take_away(
+            {"Plan and costs": lambda: words.csv_text(answer)},
+            documents={"Plan": lambda: texts.as_json(answer.plan)},
+            name="auxiliary",
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import streamlit as st
 
 from analysis.study import Study
@@ -67,7 +69,7 @@ def draw_ways_on(study: Study) -> None:
         for measure, (page, label) in WAYS_ON.items():
             if not studies.holds(study, sha256s, measure):
                 continue
-            kind = "primary" if measure == "cka" else "secondary"
+            kind: Literal["primary", "secondary"] = "primary" if measure == "cka" else "secondary"
             if st.button(label, type=kind, key=f"{measure}-{studies.short_key(study)}"):
                 chosen = {"a": sha256s[0], "b": sha256s[1 if len(sha256s) > 1 else 0]}
                 links.go(page, **chosen, models=sha256s, **settings)

@@ -82,7 +82,7 @@ def draw_field(field: Field) -> None:
     elif field.kind in (int, float):
         kind = field.kind
         smallest = None if field.smallest is None else kind(field.smallest)
-        bounds = {"min_value": smallest, "step": 1 if kind is int else None}
+        bounds: dict[str, Any] = {"min_value": smallest, "step": 1 if kind is int else None}
         form = "%d" if kind is int else "%g"
         st.number_input(title, format=form, placeholder="automatic", **bounds, **shared)
     else:
