@@ -537,13 +537,7 @@ def draw_files(run: Run) -> None:
     lines = training.metrics(run)
     with st.container(horizontal=True):
         if lines:
-            st.download_button(
-                "Numbers (CSV)",
-                lambda: words.metrics_csv(lines),
-                file_name=f"{run.name}.csv",
-                mime="text/csv",
-                on_click="ignore",
-            )
+            widgets.take_away({"Numbers": lambda: words.metrics_csv(lines)}, name=run.name)
         if run.state == training.FINISHED:
             st.download_button(
                 "Checkpoint",

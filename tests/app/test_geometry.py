@@ -12,15 +12,7 @@ from analysis.errors import Cancelled
 from analysis.study import load_study
 from app.sources import computing, layer_features
 from tests.app.conftest import fill
-from tests.app.real_study import SAMPLES, make_real
-
-
-@pytest.fixture(scope="session")
-def real(tmp_path_factory):
-    """A folder with two untrained networks and their real study, made once."""
-    folder = tmp_path_factory.mktemp("real")
-    make_real(folder)
-    return folder
+from tests.app.real_study import SAMPLES
 
 
 @pytest.fixture

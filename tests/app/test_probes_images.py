@@ -16,15 +16,7 @@ from app import texts_probes
 from app.sources import answers, checkpoints, computing, images, studies
 from app.texts_probes import Gallery
 from tests.app.conftest import fill
-from tests.app.real_study import SAMPLES, make_real
-
-
-@pytest.fixture(scope="session")
-def real(tmp_path_factory):
-    """A folder with two untrained networks and their real study, made once."""
-    folder = tmp_path_factory.mktemp("real")
-    make_real(folder)
-    return folder
+from tests.app.real_study import SAMPLES
 
 
 @pytest.fixture
