@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
@@ -329,3 +330,14 @@ def test_what_is_stopped_leaves_nothing_behind(study, shipped):
     with pytest.raises(KeyboardInterrupt):
         layer_features.read(asked, entry, stop)
     assert layer_features.at_hand(asked) is None
+
+
+def test_the_scatter_has_its_lasso_and_saves_pictures_of_the_chosen_form(with_points):
+    app = with_points()
+    config = json.loads(app.get("plotly_chart")[-1].proto.config)
+    assert config["modeBarButtonsToRemove"] == []
+    assert config["toImageButtonOptions"]["format"] == "png"
+    assert config["showSendToCloud"] is False
+    app.segmented_control(key="picture_form").set_value("svg").run()
+    config = json.loads(app.get("plotly_chart")[-1].proto.config)
+    assert config["toImageButtonOptions"]["format"] == "svg"

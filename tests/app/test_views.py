@@ -56,3 +56,11 @@ def test_a_choice_of_one_page_has_another_name_than_those_of_others():
             pages[name].append(path.stem)
     assert len(pages) > 25
     assert {name for name, where in pages.items() if len(where) > 1} <= SHARED
+
+
+def test_pages_with_results_let_one_choose_the_form_of_pictures():
+    for path in VIEWS:
+        text = path.read_text(encoding="utf-8")
+        if "plotly_chart" in text:
+            assert "config=figures.CONFIG" not in text, path.stem
+            assert "take_away(" in text or "exports(" in text, path.stem
