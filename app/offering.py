@@ -121,13 +121,12 @@ def _open_question(
     request: Request, entries: Sequence[CheckpointFile], part: Study | None, text: str
 ) -> str:
     """What is not there, and how long it would take; markdown."""
-    text = f"{text}, {request.samples:,} images"
-    if part is not None:
-        text = f"**Partial**: {texts.plain(str(part.provenance.stopped))}"
     seconds = estimates.seconds(request, entries)
-    if seconds is not None:
-        text += f"; all of it takes about {texts.duration(seconds)}"
-    return text
+    time = "" if seconds is None else f"about {texts.duration(seconds)}"
+    if part is not None:
+        so_far = f"**Partial**: {texts.plain(str(part.provenance.stopped))}"
+        return f"{so_far}; all of it takes {time}" if time else so_far
+    return f"{text}: {request.samples:,} images" + (f", {time}" if time else "")
 
 
 def _start(start: Callable[[], object]) -> None:
