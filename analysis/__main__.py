@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from analysis.commands.convert import add_convert
 from analysis.commands.dynamics import add_dynamics
 from analysis.commands.inspect import add_inspect
 from analysis.commands.measure import add_measures
@@ -41,7 +42,14 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = Parser(prog=PROGRAM, description="Compare the layers of trained networks.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add_command in (add_inspect, add_predict, add_measures, add_dynamics, add_report):
+    for add_command in (
+        add_inspect,
+        add_predict,
+        add_convert,
+        add_measures,
+        add_dynamics,
+        add_report,
+    ):
         add_command(commands)
     return parser
 

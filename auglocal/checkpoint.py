@@ -278,6 +278,8 @@ def _parse_metadata(path: Path, text: str) -> CheckpointMetadata:
         if name not in values or not is_valid(values[name]):
             raise _bad_metadata(path, name)
     is_known = values["architecture"].startswith(PUBLISHED_PREFIXES)
+    if not is_known and values["num_classes"] == 0:  # a published one may have no classifier
+        raise _bad_metadata(path, "num_classes")
     if not is_known and find_builder(values["architecture"]) is None:
         raise InputError(
             f"{path.name} holds an architecture that this version does not know; choose a file of "
@@ -355,7 +357,7 @@ def _is_local_accuracies(value: object) -> bool:
 OPTIONAL_METADATA = {"width": 1.0, "local_accuracies": None, "weights_dtype": "fp32"}
 METADATA_CHECKS: Mapping[str, Callable[[Any], bool]] = {
     "architecture": _is_text,
-    "num_classes": lambda value: _is_count(value, MAX_CLASSES) and value > 0,
+    "num_classes": lambda value: _is_count(value, MAX_CLASSES),
     "input_size": _is_size,
     "mean": lambda value: _is_list(value, _is_number),
     "std": lambda value: _is_list(value, lambda item: _is_number(item) and item > 0),

@@ -94,8 +94,8 @@ class TrainConfig:
     seed: int = option(0, "decides weights, order and augmentation")
     pretrained: str | None = option(
         None,
-        "start from these weights: a checkpoint, torchvision's (.safetensors, .pth), or fetch "
-        "them: torchvision:IMAGENET1K_V1, say",
+        "start from these weights: a checkpoint, anybody's file of the same architecture, or fetch "
+        "torchvision's: torchvision:IMAGENET1K_V1, say",
     )
     data_folder: str = option("data", "where downloaded data sets lie")
     stream: bool | None = option(

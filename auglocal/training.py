@@ -139,7 +139,9 @@ def prepare_state(config: TrainConfig, material: Material, saved: dict[str, Any]
         normalisation=material.normalisation,
     )
     if saved is None and config.pretrained is not None:
-        load_pretrained(network.backbone, config.architecture, config.pretrained)
+        load_pretrained(
+            network.backbone, config.architecture, config.pretrained, network.auxiliaries
+        )
     state = make_state(config, network, material.device)
     if saved is not None:
         unpack_state(state, saved)

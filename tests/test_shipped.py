@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.models import open_model
+from analysis.models import open_model, untrained
 from analysis.run import run_study
 from analysis.study import load_study
 from auglocal.batches import ResidentSplit
@@ -29,6 +29,7 @@ def test_a_pair_and_a_study_of_each_data_set_are_there() -> None:
         "cifar10-jpeg-bp",
         "digits-auglocal",
         "digits-bp",
+        "digits-bp-seed1",
     ]
     assert [path.name for path in STUDIES] == ["cifar10-jpeg.study.json", "digits.study.json"]
 
@@ -46,7 +47,9 @@ def test_readme_gives_each_checkpoints_checksum_and_accuracy(path: Path) -> None
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_studies_are_of_the_shipped_checkpoints(path: Path) -> None:
     shipped = {file_sha256(checkpoint) for checkpoint in CHECKPOINTS}
-    assert {entry.sha256 for entry in load_study(path).question.checkpoints} <= shipped
+    entries = load_study(path).question.checkpoints
+    assert {entry.sha256 for entry in entries if entry.role != "floor"} <= shipped
+    assert [entry.rule for entry in entries if entry.role == "floor"] == ["untrained"]
 
 
 @pytest.mark.parametrize("pair", ["digits", "cifar10-jpeg"])
@@ -59,9 +62,17 @@ def test_the_networks_of_a_pair_differ_in_their_rule_only(pair: str) -> None:
     assert first["epochs"] >= 12
 
 
-@pytest.mark.parametrize("rule", ["bp", "auglocal"])
-def test_the_digits_networks_have_the_accuracy_that_they_claim(rule: str) -> None:
-    checkpoint = load_checkpoint(FOLDER / f"digits-{rule}.safetensors")
+def test_the_two_seeds_of_bp_differ_in_nothing_else() -> None:
+    first, second = (
+        load_checkpoint(FOLDER / f"digits-bp{ending}.safetensors").metadata.config
+        for ending in ("", "-seed1")
+    )
+    assert {name for name in first if first[name] != second[name]} == {"seed"}
+
+
+@pytest.mark.parametrize("name", ["bp", "bp-seed1", "auglocal"])
+def test_the_digits_networks_have_the_accuracy_that_they_claim(name: str) -> None:
+    checkpoint = load_checkpoint(FOLDER / f"digits-{name}.safetensors")
     metadata = checkpoint.metadata
     test = load_dataset("digits").splits["test"]
     accuracy = evaluate(
@@ -77,15 +88,21 @@ def test_the_digits_networks_have_the_accuracy_that_they_claim(rule: str) -> Non
 def test_the_digits_study_comes_out_again() -> None:
     shipped = load_study(FOLDER / "digits.study.json")
     question = shipped.question
-    models = [open_model(FOLDER / f"{entry.name}.safetensors") for entry in question.checkpoints]
+    models = {
+        entry.name: open_model(FOLDER / f"{entry.name}.safetensors", auxiliaries=True)
+        for entry in question.checkpoints
+        if entry.role != "floor"
+    }
     again = run_study(
-        models,
+        [models[name] for name in shipped.models],
+        ceiling=models["digits-bp-seed1"],
+        floor=untrained(models["digits-bp"], 0),
         dataset=question.dataset,
         samples=question.samples,
         seed=question.seed,
         batch_size=question.batch_size,
         train_samples=question.train_samples,
-        penalty=question.penalty,
+        measures=question.measures,
     )
     assert again.question.images_sha256 == question.images_sha256
     assert shipped.cka is not None
@@ -93,3 +110,10 @@ def test_the_digits_study_comes_out_again() -> None:
     np.testing.assert_allclose(again.cka.values, shipped.cka.values, atol=1e-3)
     for probe, same in zip(shipped.probes, again.probes, strict=True):
         np.testing.assert_allclose(same.accuracy, probe.accuracy, atol=0.005)
+    for before, after in zip(shipped.geometry, again.geometry, strict=True):
+        for measure, values in before.values.items():
+            inside = np.isnan(values) | (
+                (after.values[measure] >= before.low[measure] - 1e-3)
+                & (after.values[measure] <= before.high[measure] + 1e-3)
+            )
+            assert inside.all() or np.allclose(after.values[measure], values, rtol=0.01)

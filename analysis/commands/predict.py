@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.choices import Choices
-from analysis.commands.options import add_file_options, file_choices
+from analysis.commands.options import add_file_options, file_choices, numbers
 from analysis.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from analysis.models import Model
 
 TOP = 5
 
@@ -30,20 +35,15 @@ def add_predict(commands: Any) -> None:
     add_file_options(parser)
     parser.add_argument(
         "--mean",
-        type=_numbers,
+        type=numbers,
         metavar="R,G,B",
         help="of pixel values in [0, 1], by channel (default: the file's)",
     )
     parser.add_argument(
-        "--std", type=_numbers, metavar="R,G,B", help="their deviation (default: the file's)"
+        "--std", type=numbers, metavar="R,G,B", help="their deviation (default: the file's)"
     )
     parser.add_argument("--top", type=int, default=TOP, help="classes shown an image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them."""
-    return tuple(float(part) for part in text.split(","))
 
 
 def run_predict(options: argparse.Namespace) -> None:
@@ -62,7 +62,7 @@ def run_predict(options: argparse.Namespace) -> None:
         choices=file_choices(options),
     )
     if options.json:
-        print(json.dumps(document))
+        print(json.dumps(document, allow_nan=False))
         return
     for image in document["images"]:
         parts = [f"{entry['class']} {entry['probability']:.1%}" for entry in image["top"]]
@@ -101,33 +101,52 @@ def predict(
 
     from analysis.image_files import read_image
     from analysis.models import open_model
-    from analysis.preprocessing import logits_of, with_preprocessing
+    from analysis.preprocessing import logits_of
 
     model = open_model(checkpoint, max_bytes=max_bytes, choices=choices)
-    metadata = model.metadata
-    if mean is not None or std is not None:
-        channels = metadata.input_size[0]
-        model = with_preprocessing(
-            model,
-            metadata.mean if mean is None else mean * (channels if len(mean) == 1 else 1),
-            metadata.std if std is None else std * (channels if len(std) == 1 else 1),
+    if not model.metadata.num_classes:
+        raise InputError(
+            f"{model.name} has no classifier, so it tells no classes; give a whole network."
         )
-    batch = torch.stack([read_image(path, metadata.input_size) for path in images])
+    model = _prepared(model, mean, std)
+    batch = torch.stack([read_image(path, model.metadata.input_size) for path in images])
     logits = torch.from_numpy(logits_of(model, batch))
-    classes = list(metadata.classes) or [str(index) for index in range(logits.shape[1])]
-    rows = []
-    for path, row in zip(images, logits, strict=True):
-        probabilities = row.double().softmax(dim=0)
-        best = probabilities.topk(min(top, len(classes)))
-        rows.append(
-            {
-                "file": str(path),
-                "logits": row.tolist(),
-                "probabilities": probabilities.tolist(),
-                "top": [
-                    {"class": classes[index], "probability": probability}
-                    for probability, index in zip(best.values.tolist(), best.indices.tolist())
-                ],
-            }
+    if not bool(torch.isfinite(logits).all()):
+        raise InputError(
+            f"{model.name} answers with NaN or infinity; give other numbers to --mean and --std, "
+            "or another file."
         )
+    classes = list(model.metadata.classes) or [str(index) for index in range(logits.shape[1])]
+    rows = [_row(path, row, classes, top) for path, row in zip(images, logits, strict=True)]
     return {"classes": classes, "images": rows}
+
+
+def _prepared(model: Model, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Model:
+    """The model with this normalisation; one number is that of every channel."""
+    from analysis.preprocessing import with_preprocessing
+
+    if mean is None and std is None:
+        return model
+    metadata = model.metadata
+    channels = metadata.input_size[0]
+    mean, std = mean or metadata.mean, std or metadata.std
+    return with_preprocessing(
+        model,
+        mean * (channels if len(mean) == 1 else 1),
+        std * (channels if len(std) == 1 else 1),
+    )
+
+
+def _row(path: Path, logits: Tensor, classes: list[str], top: int) -> dict[str, Any]:
+    """What is said of one image, from its logits (K,)."""
+    probabilities = logits.double().softmax(dim=0)
+    best = probabilities.topk(min(top, len(classes)))
+    return {
+        "file": str(path),
+        "logits": logits.tolist(),
+        "probabilities": probabilities.tolist(),
+        "top": [
+            {"class": classes[index], "probability": probability}
+            for probability, index in zip(best.values.tolist(), best.indices.tolist())
+        ],
+    }

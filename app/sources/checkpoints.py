@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -125,6 +126,29 @@ def _with_distinct_names(entries: list[CheckpointFile]) -> list[CheckpointFile]:
         else entry
         for entry in entries
     ]
+
+
+def keep_upload(
+    name: str, content: bytes | memoryview, state: str | None = None
+) -> tuple[str, bool]:
+    """Keep an uploaded file of any origin as a checkpoint, unless it is on this machine already.
+
+    Args:
+        name: the file's name where it came from.
+        content: its bytes.
+        state: the weights to take where a file holds several.
+
+    Returns:
+        the checkpoint's checksum, and whether it was here before.
+
+    Raises:
+        ValueError, auglocal.errors.WorkError: see `library.receive`.
+    """
+    sha256 = hashlib.sha256(content).hexdigest()
+    if any(entry.sha256 == sha256 for entry in checkpoint_files()[0]):
+        return sha256, True
+    path, was_there = library.receive(name, content, state)
+    return path.stem, was_there
 
 
 def by_prefix(entries: Sequence[CheckpointFile], prefix: str) -> CheckpointFile | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -15,8 +16,11 @@ def shipped_folder() -> Path:
 
 
 def library_folder() -> Path:
-    """Where uploaded checkpoints and computed studies are kept; not made before it is needed."""
-    chosen = os.environ.get("AUGLOCAL_LIBRARY")
+    """Where uploaded checkpoints and computed studies are kept; not made before it is needed.
+
+    `streamlit run app -- --library DIR` names it, or AUGLOCAL_LIBRARY.
+    """
+    chosen = _argument("--library") or os.environ.get("AUGLOCAL_LIBRARY")
     if chosen:
         return Path(chosen)
     if sys.platform == "win32":
@@ -26,6 +30,17 @@ def library_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     return base / "auglocal" / "library"
+
+
+def _argument(name: str) -> str | None:
+    """What follows a name among the app's own arguments, or after its equals sign."""
+    words = sys.argv[1:]
+    for word, following in itertools.zip_longest(words, words[1:]):
+        if word == name:
+            return following
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
 
 
 def stamp(path: Path) -> tuple[str, int, int]:

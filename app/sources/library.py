@@ -105,12 +105,13 @@ def _check_room(more: int) -> None:
 # ------------------------------------------------------------------------------------- coming
 
 
-def receive(name: str, content: bytes | memoryview) -> tuple[Path, bool]:
+def receive(name: str, content: bytes | memoryview, state: str | None = None) -> tuple[Path, bool]:
     """Check an uploaded file of any origin in a process of its own, and keep it as one of ours.
 
     Args:
         name: the file's name where it came from.
         content: its bytes.
+        state: the weights to take where a file holds several, by the name that its report gives.
 
     Returns:
         the checkpoint in the library, and whether it was there before.
@@ -127,7 +128,7 @@ def receive(name: str, content: bytes | memoryview) -> tuple[Path, bool]:
     _check_room(len(content))
     try:
         with _as_file(name, content) as path:
-            examined = _examine(path, None)
+            examined = _examine(path, Choices(state=state))
         return _keep(name, examined, Choices())
     except ValueError:
         _drop_unused_originals()

@@ -355,6 +355,12 @@ def draw_upload() -> None:
     """The door for files of any origin."""
     st.subheader("Add checkpoints", anchor=False)
     number = st.session_state.setdefault("upload_number", 0)
+    with st.expander("A file with several sets of weights"):
+        state = st.text_input(
+            "Which to take, by its name in the file",
+            key="upload-state",
+            placeholder="the likeliest; What the file said lists the others, an average say",
+        )
     files = st.file_uploader(
         "Files of weights: .safetensors, .pt, .pth, .th, .tar, .ckpt, .bin",
         key=f"upload-{number}",
@@ -364,7 +370,7 @@ def draw_upload() -> None:
         "this machine, and nothing leaves it.",
     )
     if files:
-        receive(files)
+        receive(files, (state or "").strip() or None)
         # A new number lets go of the bytes.
         st.session_state["upload_number"] = number + 1
         st.rerun()
@@ -375,16 +381,16 @@ def draw_upload() -> None:
         st.warning(room)
 
 
-def receive(files: Sequence[Any]) -> None:
+def receive(files: Sequence[Any], state: str | None) -> None:
     """Check what was uploaded, one after the other, and note how each went."""
     messages = []
     bar = st.progress(0.0)
     for index, file in enumerate(files):
         bar.progress(index / len(files), text=f"Reading {texts.plain(file.name)}")
         try:
-            path, was_there = library.receive(file.name, file.getbuffer())
-            messages.append((True, received(path, was_there)))
-            st.session_state["turn_to"] = path.stem
+            sha256, was_there = checkpoints.keep_upload(file.name, file.getbuffer(), state)
+            messages.append((True, received(file.name, sha256, was_there)))
+            st.session_state["turn_to"] = sha256
         except (ValueError, WorkError, OSError) as error:
             messages.append((False, jobs.sentence(error)))
     bar.empty()
@@ -392,13 +398,12 @@ def receive(files: Sequence[Any]) -> None:
     st.session_state["table_number"] = st.session_state.get("table_number", 0) + 1
 
 
-def received(path: Any, was_there: bool) -> str:
+def received(file_name: str, sha256: str, was_there: bool) -> str:
     """What to say of a file that was opened."""
-    note = library.read_note(path)
-    report = note.get("report", {})
-    name = str(note.get("name", path.stem[:12]))
     if was_there:
-        return f"{name} was here already."
+        return f"{file_name} was here already."
+    note = library.read_note(library.checkpoints_folder() / f"{sha256}.safetensors")
+    report, name = note.get("report", {}), str(note.get("name", sha256[:12]))
     if not report:
         return f"{name} is ready to use."
     assumed = report.get("assumed") or []

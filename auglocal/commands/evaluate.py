@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from auglocal.batches import BatchedSplit
-from auglocal.checkpoint import CheckpointMetadata, load_checkpoint
+from auglocal.checkpoint import Checkpoint, CheckpointMetadata, check_file, load_checkpoint
 from auglocal.commands.shared import (
     CHOICES,
     DONE,
@@ -26,6 +26,7 @@ from auglocal.device import choose_device
 from auglocal.errors import InputError
 from auglocal.evaluation import Accuracy, evaluate
 from auglocal.material import place_splits
+from auglocal.pretrained import is_checkpoint
 
 # Where the options of a training run mean something else here, or have another default.
 HELP = {
@@ -59,7 +60,7 @@ def add_evaluate(commands: Any) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Measure a checkpoint's accuracy on a split, and print it."""
-    checkpoint = load_checkpoint(options.checkpoint)
+    checkpoint = _load(options.checkpoint)
     config = _make_config(checkpoint.metadata, options)
     device = choose_device(config.device)
     dataset = load_dataset(
@@ -88,6 +89,18 @@ def run_evaluate(options: argparse.Namespace) -> int:
         )
     _print_accuracy(accuracy, dataset, options)
     return DONE
+
+
+def _load(path: Path) -> Checkpoint:
+    """A checkpoint of ours; other files do not say how their images were normalised."""
+    check_file(path)
+    if not is_checkpoint(path):
+        raise InputError(
+            f"{path.name} was not written by this project, and does not say how its images were "
+            "normalised; make a checkpoint of it with `python -m analysis convert FILE --out "
+            "NEW.safetensors`, and evaluate that."
+        )
+    return load_checkpoint(path)
 
 
 def _make_config(metadata: CheckpointMetadata, options: argparse.Namespace) -> TrainConfig:

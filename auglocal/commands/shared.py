@@ -17,7 +17,7 @@ from auglocal.config import MAY_CHANGE, TrainConfig
 from auglocal.data import SOURCES, Dataset
 from auglocal.errors import InputError, WorkError
 from auglocal.material import Material
-from auglocal.pretrained import has_classifier, read_pretrained
+from auglocal.pretrained import read_pretrained
 from auglocal.recipe import read_recipe
 from auglocal.rules.auglocal import LOCAL_LOSSES
 from auglocal.rules.registry import RULES
@@ -144,9 +144,7 @@ def check_start(config: TrainConfig, material: Material) -> None:
     )
     if config.pretrained is None:
         return
-    if not has_classifier(read_pretrained(backbone, config.architecture, config.pretrained)):
-        print(
-            f"auglocal train: the classifier starts fresh, since {Path(config.pretrained).name} "
-            f"has not {material.num_classes} classes.",
-            file=sys.stderr,
-        )
+    with torch.device("meta"):
+        auxiliaries = config.make_rule().build(backbone).auxiliaries
+    pretrained = read_pretrained(backbone, config.architecture, config.pretrained, auxiliaries)
+    print(f"auglocal train: {pretrained.sentence(material.num_classes)}", file=sys.stderr)

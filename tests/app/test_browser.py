@@ -61,7 +61,7 @@ def address(shipped, tmp_path):
         yield url
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(30)
         log.close()
 
 

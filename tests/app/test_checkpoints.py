@@ -186,6 +186,25 @@ def test_a_file_of_somebody_else_opens_with_what_was_found(open_app, foreign, li
         np.testing.assert_allclose(model.backbone(model.preprocess(images)), expected, atol=1e-5)
 
 
+def test_another_set_of_weights_in_a_file_can_be_taken(open_app, foreign, tmp_path):
+    path, _ = foreign
+    saved = torch.load(path, weights_only=True)
+    saved["ema_state_dict"] = {key: value + 1 for key, value in saved["state_dict"].items()}
+    torch.save(saved, path)
+    app = open_app("checkpoints")
+    app.file_uploader[0].upload(path.name, path.read_bytes()).run()
+    report = next(table.value for table in app.table if "Found" in table.value)
+    assert any("ema" in text for text in report["In the file"])
+    app.text_input(key="upload-state").set_value("ema_state_dict").run()
+    app.file_uploader[0].upload("average.pth", path.read_bytes()).run()
+    assert not app.exception
+    biases = []
+    for name in ("theirs", "average"):
+        with safe_open(entry_of(name).path, framework="pt") as file:
+            biases.append(file.get_tensor("head.linear.bias"))
+    torch.testing.assert_close(biases[1], biases[0] + 1)
+
+
 def test_what_a_file_does_not_say_is_set_by_hand(open_app, foreign):
     path, _ = foreign
     library.receive(path.name, path.read_bytes())

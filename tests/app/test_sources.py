@@ -14,7 +14,6 @@ import pytest
 from analysis.study import study_record
 from app import jobs
 from app.sources import answers, checkpoints, datasets, folders, studies
-from app.sources import library as uploads
 
 
 def keep(request, study, save):
@@ -128,11 +127,12 @@ def test_a_folder_without_training_images_is_missing(image_folder, tmp_path):
     assert not datasets.is_missing_folder("digits")
 
 
-def test_an_upload_that_came_with_the_project_is_listed_once(shipped):
-    uploads.receive("another.safetensors", (shipped / "bp-net.safetensors").read_bytes())
-    entries, problems = checkpoints.checkpoint_files()
-    assert sorted(entry.name for entry in entries) == ["auglocal-net", "bp-net"]
-    assert not problems
+def test_an_upload_that_is_here_already_is_not_kept_again(shipped, library):
+    path = next(shipped.glob("bp-net.safetensors"))
+    sha256, was_there = checkpoints.keep_upload("another-name.safetensors", path.read_bytes())
+    assert was_there
+    assert sha256 == checkpoints.by_prefix(checkpoints.checkpoint_files()[0], sha256).sha256
+    assert not (library / "checkpoints").exists()
 
 
 def test_a_study_made_elsewhere_is_kept_and_shown(make_study, library):
@@ -155,3 +155,12 @@ def test_a_job_that_cannot_be_noted_does_not_block_the_next(tmp_path):
     with pytest.raises(OSError, match="cannot be written .* AUGLOCAL_LIBRARY"):
         registry.start("key", "title", lambda report, cancelled: None, tmp_path / "study.json")
     assert registry.running() is None
+
+
+@pytest.mark.parametrize("words", [["--library", "HERE"], ["--library=HERE"]])
+def test_the_library_is_where_the_command_line_says(words, tmp_path, monkeypatch):
+    here = str(tmp_path / "mine")
+    monkeypatch.setattr("sys.argv", ["app", *(word.replace("HERE", here) for word in words)])
+    assert folders.library_folder() == tmp_path / "mine"
+    monkeypatch.setattr("sys.argv", ["app"])
+    assert folders.library_folder() != tmp_path / "mine"
