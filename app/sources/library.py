@@ -27,7 +27,7 @@ from auglocal.errors import writing
 from auglocal.files import write_whole
 
 if TYPE_CHECKING:
-    from analysis.opening import Examined
+    from analysis.examining import Examined
 
 MOST_UPLOADED_BYTES = 512 * 10**6
 MOST_LIBRARY_BYTES = 10 * 2**30
@@ -177,7 +177,7 @@ def examine_original(checkpoint: Path) -> Examined | None:
 
 def _examine(path: Path, choices: Choices | None) -> Examined:
     """Read a file under the limits of an upload."""
-    from analysis.opening import examine
+    from analysis.examining import examine
     from auglocal.foreign.limits import UPLOAD
 
     with writing(originals_folder()):
