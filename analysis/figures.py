@@ -406,7 +406,7 @@ def layer_plane(plane: LayerPlane, rules: Mapping[str, str], *, title: str) -> g
         figure.add_trace(_path(points, style, label, hover))
         add_ring(figure, float(points[0, 0]), float(points[0, 1]), style)
     lay_out(figure, title)
-    shared = {"zeroline": False, "fixedrange": True, "tickformat": ".1f"}
+    shared = {"zeroline": False, "fixedrange": True, "tickformat": "~g", "nticks": 6}
     figure.update_xaxes(title=f"first axis ({plane.explained[0]:.0%})", **shared)
     figure.update_yaxes(title=f"second axis ({plane.explained[1]:.0%})", scaleanchor="x", **shared)
     return figure

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from analysis.figure_style import (
-    CONFIG,
     FAINT,
     HEIGHT,
     LOW_HEIGHT,
@@ -52,9 +51,6 @@ CLASS_SYMBOLS = ("circle", "square", "diamond", "cross", "x")
 FADED = 0.15  # opacity of images that are not picked, where some are
 MOST_RINGS = 12  # more would hide what they ring
 MOST_NAMED_CLASSES = 20  # in a legend; more leave no room for the picture
-SCATTER_CONFIG: dict[str, object] = {**CONFIG, "modeBarButtonsToRemove": []}
-"""The plotly configuration of a scatter, whose points can be picked by lasso and box."""
-
 WIDE_RATIO = 50.0  # of largest to smallest value, from which an axis without an end is logarithmic
 
 

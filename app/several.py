@@ -5,16 +5,15 @@ In: the checkpoints on this machine. Out: a `Question` that the page gets and dr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
 
 from analysis.probes import PENALTIES
-from analysis.study import Study, study_record
-from app import links, texts, widgets
-from app.sources import checkpoints, studies
+from app import links, widgets
+from app.sources import checkpoints
 from app.sources.checkpoints import CheckpointFile
 from app.sources.studies import Request
 
@@ -60,11 +59,10 @@ def ask(measure: str, nothing: str) -> Question | None:
     with right:
         dataset = widgets.pick_data(sha256s, measure)
     left, right = widgets.row_of(2)
-    with left:
-        settings = widgets.pick_settings(sha256s, measure, dataset)
     with right:
         options = _pick_options(measure)
-    request = Request(measure, sha256s, dataset, *settings, options=options)
+    with left:
+        request = widgets.pick_question(sha256s, measure, dataset, options=options)
     links.remember_request(request, models=sha256s)
     return Question(request, tuple(chosen))
 
@@ -87,11 +85,11 @@ def _pick(entries: Sequence[CheckpointFile], measure: str) -> list[CheckpointFil
     return [by_sha256[sha256] for sha256 in chosen]
 
 
-def _pick_options(measure: str) -> tuple[tuple[str, Any], ...]:
+def _pick_options(measure: str) -> dict[str, Any]:
     """How features are pooled, and for probes the penalty; folded away."""
-    links.restore("pooling", 1, lambda text: _one_of(text, POOLINGS))
-    if st.session_state["pooling"] not in POOLINGS:
-        st.session_state["pooling"] = 1
+    links.restore("probe_pooling", 1, lambda text: _one_of(text, POOLINGS))
+    if st.session_state["probe_pooling"] not in POOLINGS:
+        st.session_state["probe_pooling"] = 1
     is_probe = measure == "probe"
     if is_probe:
         links.restore("penalty", 1.0, lambda text: _one_of(text, CHOICES))
@@ -99,25 +97,22 @@ def _pick_options(measure: str) -> tuple[tuple[str, Any], ...]:
         pooling = st.selectbox(
             "Features",
             list(POOLINGS),
-            key="pooling",
+            key="probe_pooling",
             format_func=POOLINGS.__getitem__,
             persist_state="session",
             help="Where features are maps, each channel is averaged over the image or its parts.",
         )
         penalty = _pick_penalty() if is_probe else 1.0
     written = {"penalty": "" if penalty == 1.0 else f"{penalty:g}"} if is_probe else {}
-    links.remember(pooling="" if pooling == 1 else pooling, **written)
-    options: dict[str, Any] = {} if pooling == 1 else {"probe_pooling": pooling}
+    links.remember(probe_pooling="" if pooling == 1 else pooling, **written)
     if penalty == BY_LAYER:
-        options["penalties"] = PENALTIES
-    elif penalty != 1.0:
-        options["penalty"] = penalty
-    return tuple(sorted(options.items()))
+        return {"probe_pooling": pooling, "penalties": PENALTIES}
+    return {"probe_pooling": pooling, "penalty": penalty}
 
 
 def _summary(is_probe: bool) -> str:
     """The options in one line."""
-    summary = f"Features {POOLINGS[st.session_state['pooling']]}"
+    summary = f"Features {POOLINGS[st.session_state['probe_pooling']]}"
     if is_probe:
         summary += f", penalty {_penalty_text(st.session_state['penalty'])}"
     return summary
@@ -178,27 +173,6 @@ def restore_choice(
     links.restore(key, default, lambda text: value if (value := parse(text)) in choices else None)
     if st.session_state[key] not in choices:
         st.session_state[key] = default
-
-
-def draw_files(
-    shown: Sequence[Study], tables: Mapping[str, Callable[[], str]], dataset: str, name: str
-) -> None:
-    """What to take away: tables as CSV, the studies as JSON, the commands."""
-    with st.container(horizontal=True):
-        for title, table in tables.items():
-            download(title, table, f"{name}-{title.lower().replace(' ', '-')}.csv")
-        for index, study in enumerate(shown):
-            number = f" {index + 1}" if len(shown) > 1 else ""
-            st.download_button(
-                f"Study{number} (JSON)",
-                lambda study=study: texts.as_json(study_record(study)),
-                file_name=f"{name}{number.strip()}.study.json",
-                mime="application/json",
-                on_click="ignore",
-            )
-    st.caption("The same from a terminal:")
-    commands = dict.fromkeys(studies.command_of(study, dataset) for study in shown)
-    st.code("\n".join(commands), language=None, wrap_lines=True)
 
 
 def download(title: str, table: Callable[[], str], file_name: str, **options: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 from streamlit import net_util
 
-from app import widgets
+from app import offering
 
 SIDEBAR = 208  # pixels; short names need no more
 WIDEST = 1280  # pixels; longer lines are hard to read
@@ -36,9 +36,9 @@ page = st.navigation(
         st.Page(compare, url_path="compare", visibility="hidden"),
     ]
 )
-st.session_state[widgets.SHOWN_JOBS] = set()
+st.session_state[offering.SHOWN_JOBS] = set()
 with st.container(width=WIDEST):
     page.run()
-if widgets.queued_elsewhere():
+if offering.queued_elsewhere():
     with st.sidebar:
-        widgets.queue()
+        offering.queue()

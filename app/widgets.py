@@ -11,15 +11,14 @@ from streamlit.delta_generator import DeltaGenerator
 
 from analysis.figures import CONFIG, checkpoint_label
 from analysis.study import Study, study_record
-from app import data_doors, jobs, links, redo, texts
-from app.sources import checkpoints, computing, datasets, estimates, folders, studies
+from app import data_doors, links, redo, texts
+from app.sources import checkpoints, datasets, folders, studies
 from app.sources.checkpoints import CheckpointFile
 from app.sources.studies import Request
 
 FOLDER = "folder"
 NARROWEST_FIGURE = 400  # pixels, below which names on axes collide
 NARROWEST_BOX = 260  # pixels, which show a checkpoint's name
-SHOWN_JOBS = "shown_jobs"  # keys of jobs whose progress the page shows itself
 PICTURE = "picture_form"
 PICTURES = ("png", "svg")
 SETTINGS = ("samples", "seed", "batch_size", "split", "balanced")
@@ -77,20 +76,41 @@ def exports(
     """
     shown = [study] if isinstance(study, Study) else list(study)
     with st.container(horizontal=True, vertical_alignment="center", key="exports"):
-        with st.popover("Take away"):
-            _tables(tables, name)
-            _studies(shown, name)
-            st.session_state.setdefault(PICTURE, PICTURES[0])
-            st.segmented_control(
-                "The camera on each picture saves",
-                PICTURES,
-                key=PICTURE,
-                format_func=str.upper,
-                required=True,
-                persist_state="session",
-            )
+        take_away(tables, shown=shown, name=name)
         with st.popover("How to redo this"):
             _redo(shown, dataset)
+
+
+def take_away(
+    tables: Mapping[str, str | Callable[[], str]],
+    *,
+    documents: Mapping[str, str | Callable[[], str]] | None = None,
+    shown: Sequence[Study] = (),
+    name: str,
+) -> None:
+    """The downloads of `exports`, for pages whose results are no studies or are redone otherwise.
+
+    Args:
+        tables: CSV texts by title.
+        documents: JSON texts by title.
+        shown: what the page shows, as far as studies hold it.
+        name: of the downloaded files, without an ending.
+    """
+    with st.popover("Take away"):
+        _tables(tables, name)
+        for title, document in (documents or {}).items():
+            file_name = f"{name}-{texts.file_name(title)}.json"
+            _download(f"{title} (JSON)", document, file_name, "application/json")
+        _studies(shown, name)
+        st.session_state.setdefault(PICTURE, PICTURES[0])
+        st.segmented_control(
+            "The camera on each picture saves",
+            PICTURES,
+            key=PICTURE,
+            format_func=str.upper,
+            required=True,
+            persist_state="session",
+        )
 
 
 def _tables(tables: Mapping[str, str | Callable[[], str]], name: str) -> None:
@@ -247,17 +267,6 @@ def _pick_folder() -> str:
     return f"{datasets.FOLDER_PREFIX}{path.strip()}" if path and path.strip() else ""
 
 
-def pick_settings(sha256s: Sequence[str], measure: str, dataset: str) -> tuple[int, int, int]:
-    """Number of images, seed and batch size, folded away; of the test split."""
-    _restore_settings(sha256s, measure, dataset)
-    samples, seed, batch_size = (st.session_state[name] for name in SETTINGS[:3])
-    summary = f"{samples:,} test images, seed {seed}"
-    if measure == "cka":
-        summary += f", batches of {batch_size}"
-    with st.expander(summary, key=f"settings-{measure}", type="compact"):
-        return _pick_numbers(measure)
-
-
 def pick_question(
     sha256s: Sequence[str],
     measure: str,
@@ -389,158 +398,3 @@ def _adopt(sha256s: Sequence[str], measure: str) -> None:
         dataset, *values = _defaults(sha256s, measure, None)
         st.session_state["data"] = dataset
         st.session_state.update(dict(zip(SETTINGS, values, strict=True)))
-
-
-def offer(
-    request: Request,
-    entries: Sequence[CheckpointFile],
-    title: str,
-    verb: str,
-    draw: Callable[[Study], None] | None = None,
-) -> None:
-    """Where an answer is not there yet: progress, how it ended last time, or a button to run.
-
-    Args:
-        request: the question.
-        entries: the checkpoints, the ceiling among them.
-        title: what people read while it runs.
-        verb: on the button.
-        draw: shows an answer that is not whole: while it is computed, and what is kept of it
-            after Cancel.
-    """
-    job = computing.registry().find(request.key)
-    if job is not None and job.is_open:
-        st.session_state.setdefault(SHOWN_JOBS, set()).add(request.key)
-        progress(request.key, draw)
-        return
-    _show_last(request.key)
-    if datasets.is_missing_folder(request.dataset):
-        folder = texts.plain(request.dataset.removeprefix(datasets.FOLDER_PREFIX))
-        empty_state(
-            "The images are not here",
-            f"There is no folder {folder} with train/CLASS/\\* and test/CLASS/\\*, CLASS/\\*, or "
-            "images on this machine; pick other data, or the number of images, seed and batch size "
-            "of a study that came with the project.",
-        )
-        return
-    part = studies.find_stopped(request)
-    with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        st.markdown(_open_question(request, entries, part))
-        st.button(
-            verb if part is None else f"{verb} in full",
-            type="primary",
-            key=f"run-{request.measure}",
-            disabled=not request.dataset,
-            on_click=_start,
-            args=(request, tuple(entries), title),
-        )
-    if part is not None and draw is not None:
-        draw(part)
-
-
-def _open_question(request: Request, entries: Sequence[CheckpointFile], part: Study | None) -> str:
-    """What is not there, how long it would take, and what comes before it; markdown."""
-    text = f"Not computed yet for these choices, {request.samples:,} images"
-    if part is not None:
-        text = f"**Partial**: {texts.plain(str(part.provenance.stopped))}"
-    seconds = estimates.seconds(request, entries)
-    if seconds is not None:
-        text += f"; all of it takes about {texts.duration(seconds)}"
-    before = len(open_jobs())
-    if before:
-        text += f", after {before} job{'s' * (before > 1)} that come{'s' * (before == 1)} first"
-    return f"{text}."
-
-
-def _start(request: Request, entries: Sequence[CheckpointFile], title: str) -> None:
-    """Start a job, or put it into the queue."""
-    try:
-        computing.start(request, entries, title)
-    except (jobs.BusyError, OSError) as error:
-        st.session_state["start_problem"] = jobs.sentence(ValueError(str(error)))
-
-
-def _show_last(key: str) -> None:
-    """Say how the last job of this question ended, if it did not end well."""
-    problem = st.session_state.pop("start_problem", None)
-    if problem:
-        st.warning(texts.plain(problem))
-    job = computing.registry().find(key)
-    if job is None or job.is_open or job.state == jobs.DONE:
-        return
-    if job.state == jobs.FAILED:
-        st.error(f"This could not be computed. {texts.plain(job.message)}")
-    elif job.state == jobs.INTERRUPTED:
-        st.info("Interrupted, because the app was closed; run it again.")
-    elif not job.message:
-        st.info("Cancelled; nothing was saved.")
-
-
-def open_jobs() -> list[jobs.Job]:
-    """The job that runs and those that wait, in the order of their turns."""
-    registry = computing.registry()
-    running = registry.running()
-    return [*([running] if running is not None else []), *registry.waiting()]
-
-
-def queued_elsewhere() -> list[jobs.Job]:
-    """The open jobs that the page does not show itself."""
-    return [job for job in open_jobs() if job.key not in st.session_state.get(SHOWN_JOBS, ())]
-
-
-@st.fragment(run_every=1.0)
-def queue() -> None:
-    """All open jobs that the page does not show itself, each with Cancel."""
-    shown = queued_elsewhere()
-    before = st.session_state.get("queue_keys", [])
-    st.session_state["queue_keys"] = [job.key for job in shown]
-    for job in shown:
-        _panel(job, "queue")
-    if set(before) - set(st.session_state["queue_keys"]):
-        st.rerun()  # one has ended: the page may show its answer
-
-
-@st.fragment(run_every=1.0)
-def progress(key: str, draw: Callable[[Study], None] | None = None) -> None:
-    """A job's progress with time left and Cancel; redraws itself, and the page at the end.
-
-    Args:
-        key: of the job.
-        draw: shows an answer that still improves.
-    """
-    job = computing.registry().find(key)
-    if job is None or not job.is_open:
-        st.rerun()
-    _panel(job, "page")
-    if draw is not None and job.partial is not None:
-        draw(job.partial)
-
-
-def _panel(job: jobs.Job, place: str) -> None:
-    """One job that runs or waits."""
-    with st.container(border=True):
-        st.markdown(f"**{texts.plain(job.title)}**")
-        if job.state == jobs.QUEUED:
-            before = computing.registry().place(job.key)
-            st.caption(f"Waiting: {before} job{'s' * (before != 1)} first")
-        else:
-            done = job.done / job.total if job.total else 0.0
-            st.progress(min(1.0, done), text=_progress_text(job))
-        st.button(
-            "Cancel",
-            key=f"cancel-{place}-{job.key}",
-            on_click=computing.registry().cancel,
-            args=(job.key,),
-            disabled=job.is_cancelling,
-        )
-
-
-def _progress_text(job: jobs.Job) -> str:
-    """Stage, count and time left."""
-    if job.is_cancelling:
-        return "Stopping after this batch"
-    text = texts.plain(job.stage)
-    if job.total:
-        text += f", {job.done:,} of {job.total:,}"
-    left = job.seconds_left()
-    return text if left is None else f"{text}, about {texts.duration(left)} left"

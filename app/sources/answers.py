@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from analysis.paired import PairedResult, compare_layers
 from analysis.probes import ProbeResult
 from analysis.study import Study
 from app.sources import studies
-from app.sources.studies import Request, StudyFile
+from app.sources.studies import Request
 
 if TYPE_CHECKING:
     from app.sources.checkpoints import CheckpointFile
@@ -31,8 +31,7 @@ class ProbeAnswer:
     @property
     def is_whole(self) -> bool:
         """Whether it says what was read of every image; studies of format 1 do not."""
-        parts = (self.probe.predictions, self.probe.confusion, self.probe.recall)
-        return bool(self.study.question.classes) and all(part is not None for part in parts)
+        return studies.has_images(self.study)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +47,10 @@ def probe_answers(request: Request, entries: Sequence[CheckpointFile]) -> list[P
     """Find the probes that are on this machine, one a checkpoint; whole ones before old ones."""
     found = []
     for entry in entries:
-        candidates = [
-            ProbeAnswer(entry, study, replace(study.probe(_name(study, entry)), model=entry.name))
-            for study in _studies_answering(studies.narrowed(request, [entry]))
-        ]
-        if candidates:
-            found.append(max(candidates, key=lambda answer: answer.is_whole))
+        study = studies.find_study(studies.narrowed(request, [entry]))
+        if study is not None:
+            probe = replace(study.probe(_name(study, entry)), model=entry.name)
+            found.append(ProbeAnswer(entry, study, probe))
     return found
 
 
@@ -67,17 +64,6 @@ def geometry_answers(request: Request, entries: Sequence[CheckpointFile]) -> lis
             result = next(result for result in study.geometry if result.model == name)
             found.append(GeometryAnswer(entry, study, replace(result, model=entry.name)))
     return found
-
-
-def _studies_answering(request: Request) -> Iterator[Study]:
-    """All studies that answer a question; `find_study` gives the first, which may be an old one."""
-    for file in studies.study_files():
-        if _is_answer(file, request):
-            yield file.study
-
-
-def _is_answer(file: StudyFile, request: Request) -> bool:
-    return file.path.name == f"{request.key}.study.json" or studies._answers(file, request)
 
 
 def _name(study: Study, entry: CheckpointFile) -> str:

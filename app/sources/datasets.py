@@ -93,16 +93,31 @@ def folder_prefix(dataset: str) -> str:
 
 @st.cache_data(ttl=10, max_entries=16, show_spinner=False)
 def _folder_fingerprint(dataset: str) -> str:
-    """Changes when images of a folder come, go or change; read anew after ten seconds."""
+    """Changes when images of a folder come, go, get another name, or change in place.
+
+    What came, went or was renamed is seen after ten seconds, as it changes its folder's time or
+    count. A file written over in place changes neither: it is seen when all files are looked at
+    again, after five minutes. One that keeps its name, size and time is never seen.
+    """
     root = folder_of(dataset)
-    digest = hashlib.sha256(str(root.absolute()).encode())
+    stamps = []
     for folder in _image_folders(root):
         with os.scandir(folder) as entries:
+            stamps.append((str(folder), folder.stat().st_mtime_ns, sum(1 for _ in entries)))
+    return _files_fingerprint(str(root.absolute()), tuple(stamps))
+
+
+@st.cache_data(ttl=300, max_entries=16, show_spinner=False)
+def _files_fingerprint(root: str, stamps: tuple[tuple[str, int, int], ...]) -> str:
+    """Hash names, sizes and times of all files; seconds for 100,000 of them."""
+    digest = hashlib.sha256(root.encode())
+    for folder, _, _ in stamps:
+        with os.scandir(folder) as entries:
             files = sorted(entries, key=lambda entry: entry.name)
+        digest.update(folder.encode())
         for file in files:
             status = file.stat()
-            digest.update(f"{folder.name}/{file.name}:{status.st_size}".encode())
-            digest.update(str(status.st_mtime_ns).encode())
+            digest.update(f"/{file.name}:{status.st_size}:{status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
 
 

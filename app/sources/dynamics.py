@@ -281,7 +281,7 @@ def start(question: Question, chosen: Sequence[Run]) -> jobs.Job:
     """Measure all snapshots of runs in a job.
 
     Raises:
-        jobs.BusyError: another job runs.
+        jobs.BusyError, OSError: as `jobs.Registry.start`.
     """
     title = f"Snapshots of {' and '.join(run.name for run in chosen)}"
     return computing.registry().start(question.key, title, _work(question, chosen), question.path)

@@ -42,6 +42,7 @@ class Question:
         sha256: of the checkpoint.
         dataset, split, samples, seed: the images, as in `analysis.request.StudyRequest`.
         pooling: features are pooled to s x s.
+        balanced: as many images of each class.
     """
 
     sha256: str
@@ -50,6 +51,7 @@ class Question:
     samples: int
     seed: int
     pooling: int
+    balanced: bool = False
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -113,7 +115,12 @@ def read(question: Question, entry: CheckpointFile, report: Report) -> LayerPoin
     is_folder = question.dataset.startswith(datasets.FOLDER_PREFIX)
     size = model.metadata.input_size[1] if is_folder else None
     shown = images.draw(
-        question.dataset, question.split, question.samples, question.seed, image_size=size
+        question.dataset,
+        question.split,
+        question.samples,
+        question.seed,
+        image_size=size,
+        balanced=question.balanced,
     )
     check_images(model, shown.sample)
     watch = Watch(lambda step: report("Reading images", step.done, step.total), lambda: False)
@@ -213,7 +220,7 @@ def missing_layers(
 def seconds(method: str, dimensions: int, num_images: int, num_layers: int) -> float:
     """Estimate how long t-SNE or UMAP takes; it grows a little faster than the images."""
     once = TSNE_SECONDS[dimensions] * (num_images / 1000) ** 1.1
-    return num_layers * once * (2.0 if method == "umap" else 1.0)
+    return float(num_layers * once * (2.0 if method == "umap" else 1.0))
 
 
 def is_installed(method: str) -> bool:

@@ -92,14 +92,14 @@ def start(requests: Sequence[LensRequest], entries: Sequence[CheckpointFile]) ->
     """Fit lenses in a job, one after the other; each is kept as soon as it is done.
 
     Raises:
-        jobs.BusyError: another job runs.
+        jobs.BusyError, OSError: as `jobs.Registry.start`.
     """
     return computing.registry().start(
         job_key(requests),
         f"Fitting the probes of {' and '.join(entry.name for entry in entries)}",
         _work(requests, entries),
         requests[-1].path,
-        lambda done, path: None,
+        save=lambda done, path: None,
     )
 
 

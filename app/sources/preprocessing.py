@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from app.sources import datasets, library
 from app.sources.checkpoints import CheckpointFile
 
@@ -22,10 +24,10 @@ def find(entry: CheckpointFile, dataset: str) -> None:
 
     model = open_model(entry.path, "auto")
     size = model.metadata.input_size[1] if dataset.startswith(datasets.FOLDER_PREFIX) else None
-    options = {"default_samples": DEFAULT_SAMPLES, "image_size": size}
+    draw = partial(sample_images, dataset, default_samples=DEFAULT_SAMPLES, image_size=size)
     try:
-        sample = sample_images(dataset, "train", **options)
+        sample = draw("train")
     except ValueError:
-        sample = sample_images(dataset, "test", **options)
+        sample = draw("test")
     evidence = evidence_record(try_preprocessing(model, sample))
     library.write_note(entry.path, evidence=evidence)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 
 from analysis.cka import CKAPair
+from analysis.dynamics import trajectories
 from analysis.errors import InputError
-from analysis.probes import ProbeResult
 from analysis.request import StudyRequest
 from analysis.similarity import MEASURES, SimilarityResult
 from analysis.study import Study, StudyCheckpoint, load_study
@@ -132,7 +131,10 @@ def _read_study(path: str, size: int, changed: int) -> Study:
 
 
 def pairs() -> list[Study]:
-    """Studies of two networks or more with CKA and probes: CIFAR-10 before digits before others."""
+    """Studies of two networks or more with CKA and probes: CIFAR-10 before digits before others.
+
+    Those of snapshots are left out, as from `cards`.
+    """
     return [
         file.study
         for file in cards()
@@ -143,16 +145,23 @@ def pairs() -> list[Study]:
 def cards() -> list[StudyFile]:
     """Studies that a picture can be drawn of, shipped and opened ones, not answers to a question.
 
-    CIFAR-10 before digits before others.
+    CIFAR-10 before digits before others. Studies of snapshots are left out: the page Dynamics shows
+    them.
     """
     order = {"CIFAR-10 (JPEG)": 0, "scikit-learn digits": 1}
     found = [
         file
         for file in study_files()
         if (file.shipped or len(file.path.name.split(".")[0]) == OPENED_NAME)
-        and (file.study.probes or (file.study.cka and len(file.study.models) > 1))
+        and has_card(file.study)
     ]
     return sorted(found, key=lambda file: order.get(file.study.question.dataset_title, 2))
+
+
+def has_card(study: Study) -> bool:
+    """Whether a picture of its networks can be drawn, and they are no snapshots."""
+    is_drawn = bool(study.probes) or (study.cka is not None and len(study.models) > 1)
+    return is_drawn and not trajectories(study)
 
 
 def short_key(study: Study) -> str:
@@ -164,11 +173,23 @@ def short_key(study: Study) -> str:
 
 
 def find_study(request: Request) -> Study | None:
-    """A study on this machine that answers a request, without computing anything."""
-    for file in study_files():
-        if file.path.name == f"{request.key}.study.json" or _answers(file, request):
-            return file.study
-    return None
+    """A study on this machine that answers a request, without computing anything.
+
+    Of several, one that says what was read of every image comes before older ones that do not, and
+    one that came with the project before one of this machine.
+    """
+    found = [file.study for file in study_files() if is_answer(file, request)]
+    if request.measure == "probe":
+        return max(found, key=has_images, default=None)  # the first of equals
+    return next(iter(found), None)
+
+
+def has_images(study: Study) -> bool:
+    """Whether a study's probes say what was read of every image; those of format 1 do not."""
+    parts = ("predictions", "confusion", "recall")
+    return bool(study.question.classes) and all(
+        getattr(probe, part) is not None for probe in study.probes for part in parts
+    )
 
 
 def result_path(request: Request) -> Path:
@@ -188,8 +209,10 @@ def find_stopped(request: Request) -> Study | None:
     return None
 
 
-def _answers(file: StudyFile, request: Request) -> bool:
-    """Whether a study holds the answers, on the same images."""
+def is_answer(file: StudyFile, request: Request) -> bool:
+    """Whether a study answers a request: it was computed for it, or holds it on the same images."""
+    if file.path.name == f"{request.key}.study.json":
+        return True
     question = file.study.question
     asked = (request.samples, request.seed, request.split, request.option("balanced"))
     given = (question.samples, question.seed, question.split, question.balanced)
@@ -259,12 +282,6 @@ def studies_of(sha256s: Sequence[str], measure: str) -> list[Study]:
     return [file.study for file in study_files() if holds(file.study, sha256s, measure)]
 
 
-def command_of(study: Study, dataset: str) -> str:
-    """The command that redoes a study, with the path of an image folder as it is here."""
-    stored, here = (shlex.quote(name) for name in (study.question.dataset, dataset))
-    return study.provenance.command.replace(f"--dataset {stored} ", f"--dataset {here} ")
-
-
 def study_checkpoint(study: Study, sha256: str) -> StudyCheckpoint:
     """A checkpoint of a study by its checksum."""
     return next(entry for entry in study.question.checkpoints if entry.sha256 == sha256)
@@ -312,27 +329,6 @@ def _turned(result: SimilarityResult) -> SimilarityResult:
         undefined=reasons,
         **{name: getattr(result, name).T for name in arrays},
     )
-
-
-@dataclass(frozen=True)
-class ProbeAnswer:
-    """The probes of one checkpoint, its rule, and the study that holds them."""
-
-    probe: ProbeResult
-    rule: str
-    study: Study
-
-
-def probes_of(request: Request, entries: Sequence[CheckpointFile]) -> dict[str, ProbeAnswer]:
-    """The probes on this machine that a request asks for, by checksum; from any of the studies."""
-    found: dict[str, ProbeAnswer] = {}
-    for entry in entries:
-        study = find_study(narrowed(request, [entry]))
-        if study is not None:
-            name = study_checkpoint(study, entry.sha256).name
-            probe = replace(study.probe(name), model=entry.name)
-            found[entry.sha256] = ProbeAnswer(probe, entry.rule, study)
-    return found
 
 
 def narrowed(request: Request, entries: Sequence[CheckpointFile]) -> Request:

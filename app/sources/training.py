@@ -485,7 +485,7 @@ def partner(
 
     def fit(about: Any) -> int:
         alike = (about.architecture == architecture, about.rule != rule)
-        return sum(alike) + 2 * (dataset in (None, about.dataset))
+        return int(sum(alike) + 2 * (dataset in (None, about.dataset)))
 
     others = [(entry, about) for entry, about in entries if entry.sha256 != sha256]
     return max(others, key=lambda pair: fit(pair[1]))[0] if others else None
@@ -506,7 +506,7 @@ def _read_run(path: Path) -> Run:
         message=message,
         values=values,
         epoch=lines[-1]["epoch"] if lines else 0,
-        epochs=int(values.get("epochs", 0)),
+        epochs=int(given.get("epochs", 0)),
         test_accuracy=lines[-1].get("test_accuracy") if lines else None,
         started=str(launch.get("started", "")),
     )

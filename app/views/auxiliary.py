@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from analysis import figures_auxiliary as figures
-from analysis.figure_style import CONFIG, rule_title
+from analysis.figure_style import rule_title
 from app import jobs, links, texts, widgets
 from app import texts_auxiliary as words
 from app.sources import plans, training
@@ -231,7 +231,7 @@ def pick_layer(plan: dict[str, Any]) -> int | None:
     locals_ = [row["layer"] for row in plan["auxiliaries"]]
     if not locals_:
         return None
-    names = {plan["layers"][index]["name"]: index for index in locals_}
+    names: dict[str, int] = {plan["layers"][index]["name"]: index for index in locals_}
     key = restore("layer", next(iter(names)), str)
     if st.session_state[key] not in names:
         st.session_state[key] = next(iter(names))
@@ -259,7 +259,7 @@ def draw_networks(answer: PlanAnswer, setting: Setting) -> None:
         st.plotly_chart(
             figures.auxiliary_diagram(plan, None, title=title),
             key="diagram-chart",
-            config=CONFIG,
+            config=widgets.chart_config("diagram"),
             alt="The backbone's layers in a row",
         )
         st.caption(
@@ -272,7 +272,7 @@ def draw_networks(answer: PlanAnswer, setting: Setting) -> None:
     st.plotly_chart(
         figures.auxiliary_diagram(plan, chosen, title=f"What trains {name}"),
         key="diagram-chart",
-        config=CONFIG,
+        config=widgets.chart_config("diagram"),
         alt=f"The backbone's layers in a row, and above them the auxiliary network of {name}",
     )
     st.markdown(words.copies_sentence(plan, chosen))
@@ -299,7 +299,7 @@ def draw_map(plan: dict[str, Any], chosen: int) -> None:
         key="copies-chart",
         on_select=lambda: clicked(plan),
         selection_mode="points",
-        config=CONFIG,
+        config=widgets.chart_config("copies"),
         alt="Map of local layers and the later layers that they copy",
     )
     st.caption(
@@ -340,19 +340,10 @@ def draw_files(answer: PlanAnswer, setting: Setting, dataset: str) -> None:
         if st.button("Set up this run", type="primary"):
             chosen = {f"train_{name}": value for name, value in values.items()}
             links.go("views/train.py", **chosen)
-        st.download_button(
-            "Plan (JSON)",
-            lambda: texts.as_json(answer.plan),
-            file_name="plan.json",
-            mime="application/json",
-            on_click="ignore",
-        )
-        st.download_button(
-            "Plan and costs (CSV)",
-            lambda: words.csv_text(answer),
-            file_name="plan.csv",
-            mime="text/csv",
-            on_click="ignore",
+        widgets.take_away(
+            {"Plan and costs": lambda: words.csv_text(answer)},
+            documents={"Plan": lambda: texts.as_json(answer.plan)},
+            name="auxiliary",
         )
 
 

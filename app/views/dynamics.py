@@ -16,7 +16,7 @@ from analysis.dynamics import (
     recorded_map,
     trajectories,
 )
-from analysis.study import Study, study_record
+from analysis.study import Study
 from app import links, offering, texts, texts_dynamics, widgets
 from app.sources import datasets, dynamics
 from app.sources.dynamics import Question, Run
@@ -248,7 +248,7 @@ def draw_maps(
                 key=key,
                 on_select=select(key, part),
                 selection_mode="points",
-                config=figures.CONFIG,
+                config=widgets.chart_config(key),
                 alt=f"{title}, by epoch and layer",
             )
     st.caption("Click a cell, or pick an epoch and a layer.")
@@ -376,8 +376,7 @@ def offer(chosen: Sequence[Run], question: Question) -> None:
     names = " and ".join(run.name for run in able)
     offering.offer(
         question.key,
-        f"Not measured yet for these choices: {count} snapshots, {question.samples:,} images"
-        f"{time}.",
+        f"Not measured yet for these choices: {count} snapshots, {question.samples:,} images{time}",
         f"Measure {names}",
         lambda: dynamics.start(question, able),
     )
@@ -390,28 +389,17 @@ def draw_files(
     found: Mapping[str, Study],
 ) -> None:
     """What to take away, and how to redo it."""
-    with st.container(horizontal=True):
-        if parts:
-            st.download_button(
-                "Maps (CSV)",
-                lambda: texts_dynamics.maps_csv(parts),
-                file_name="dynamics.csv",
-                mime="text/csv",
-                on_click="ignore",
-            )
-        for index, study in enumerate({id(study): study for study in found.values()}.values()):
-            st.download_button(
-                "Study (JSON)" if index == 0 else f"Study {index + 1} (JSON)",
-                lambda study=study: texts.as_json(study_record(study)),
-                file_name=f"dynamics{index + 1 if index else ''}.study.json",
-                mime="application/json",
-                on_click="ignore",
-                key=f"study-{index}",
-            )
     with_files = [run for run in chosen if len(run.snapshots) > 1]
-    if with_files:
-        st.caption("The same from a terminal:")
-        st.code(dynamics.command(question, with_files), language=None, wrap_lines=True)
+    with st.container(horizontal=True, vertical_alignment="center", key="exports"):
+        widgets.take_away(
+            {"Maps": lambda: texts_dynamics.maps_csv(parts)} if parts else {},
+            shown=list({id(study): study for study in found.values()}.values()),
+            name="dynamics",
+        )
+        if with_files:
+            with st.popover("How to redo this"):
+                st.markdown("From a terminal, in the folder where the app was started:")
+                st.code(dynamics.command(question, with_files), language="bash", wrap_lines=True)
 
 
 def draw(chosen: Sequence[Run], question: Question) -> None:

@@ -12,7 +12,17 @@ from analysis import figures_geometry
 from analysis.figure_style import rule_title
 from analysis.geometry_measures import GEOMETRY_MEASURES
 from analysis.projection import NO_UMAP
-from app import jobs, links, pictures, several, texts, texts_geometry, texts_probes, widgets
+from app import (
+    jobs,
+    links,
+    offering,
+    pictures,
+    several,
+    texts,
+    texts_geometry,
+    texts_probes,
+    widgets,
+)
 from app.several import Question
 from app.sources import answers, layer_features, studies
 from app.sources.answers import GeometryAnswer
@@ -89,6 +99,7 @@ def draw_points(question: Question) -> None:
         min(request.samples, MOST_POINTS),
         request.seed,
         int(request.option("probe_pooling")),
+        bool(request.option("balanced")),
     )
     points = layer_features.at_hand(asked)
     if points is None:
@@ -300,7 +311,8 @@ def _draw_scatter(
         key=f"scatter-{dimensions}",
         on_select=lambda: selected(f"scatter-{dimensions}"),
         selection_mode=("points", "box", "lasso"),
-        config=figures_geometry.SCATTER_CONFIG,
+        # Nothing taken off the bar: that is where the lasso is.
+        config={**widgets.chart_config("points"), "modeBarButtonsToRemove": []},
         alt=f"Images as points by {METHODS[method]} of {layer}",
     )
     st.caption(_caption(points, how, layer, places, limit))
@@ -442,7 +454,7 @@ def draw_files(found: Sequence[GeometryAnswer], dataset: str) -> None:
         st.dataframe(texts_geometry.measure_rows(results), hide_index=True)
     distinct = list({id(answer.study): answer.study for answer in found}.values())
     tables = {"Measures": lambda: texts_geometry.measures_csv(results)}
-    several.draw_files(distinct, tables, dataset, "geometry")
+    widgets.exports(distinct, tables, dataset=dataset, name="geometry")
 
 
 def page() -> None:
@@ -457,7 +469,7 @@ def page() -> None:
     if missing:
         names = texts_probes.listed([entry.name for entry in missing])
         request = studies.narrowed(question.request, missing)
-        widgets.offer(request, missing, f"Measuring {names}", "Measure geometry")
+        offering.offer_study(request, missing, f"Measuring {names}", "Measure geometry")
     if found:
         draw_measures(found)
     if question.request.dataset:

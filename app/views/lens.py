@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import streamlit as st
@@ -16,6 +17,9 @@ from app.sources.checkpoints import CheckpointFile
 from app.sources.lens import LensRequest
 from app.texts_lens import View
 from auglocal.errors import WorkError
+
+if TYPE_CHECKING:
+    from analysis.lens import Lens, Neighbours
 
 ALONE = ""  # in the place of B
 NOBODY = "none"  # the same in an address
@@ -105,7 +109,7 @@ def choose(image: int | str) -> None:
 def pick_image(
     requests: Sequence[LensRequest],
     entries: Sequence[CheckpointFile],
-    lenses: Sequence[lens.Lens],
+    lenses: Sequence[Lens],
 ) -> int | str:
     """The image under the lens: its number in the test split, or the checksum of an upload."""
     model = lens.open_entry(entries[0])
@@ -115,11 +119,11 @@ def pick_image(
     links.restore("image", hard[0], parse_image)
     if not is_here(st.session_state["image"], count):
         st.session_state["image"] = hard[0]
-    links.restore("way", HARD, lambda text: text if text in WAYS else None)
+    links.restore("lens_way", HARD, lambda text: text if text in WAYS else None)
     left, right = st.columns([1, 3], gap="large")
     with right:
         way = st.segmented_control(
-            "Image", list(WAYS), key="way", required=True, persist_state="session"
+            "Image", list(WAYS), key="lens_way", required=True, persist_state="session"
         )
         if way == NUMBER:
             pick_number(count)
@@ -130,8 +134,8 @@ def pick_image(
             pick_from(items, lambda part: shown_of_data(requests[0], size, lenses[0], part))
     with left:
         draw_image(st.session_state["image"], requests, entries, lenses[0].classes)
-    chosen = st.session_state["image"]
-    links.remember(way=way, image=chosen if isinstance(chosen, int) else links.short(chosen))
+    chosen: int | str = st.session_state["image"]
+    links.remember(lens_way=way, image=chosen if isinstance(chosen, int) else links.short(chosen))
     if st.session_state.get("image_is_missing"):
         st.warning(MISSING_IMAGE)
     return chosen
@@ -142,14 +146,14 @@ def is_here(image: int | str, count: int) -> bool:
     return image < count if isinstance(image, int) else image in lens.kept_images()
 
 
-def hardest(lenses: Sequence[lens.Lens]) -> list[int]:
+def hardest(lenses: Sequence[Lens]) -> list[int]:
     """Test images by how much the layers of the networks shown disagree, most first."""
     mean = np.mean([part.disagreement for part in lenses], axis=0)
     order = np.argsort(-mean, kind="stable")[:MOST_HARD]
     return [int(index) for index in lenses[0].test_indices[order]]
 
 
-def of_class(found: lens.Lens) -> list[int]:
+def of_class(found: Lens) -> list[int]:
     """Test images of a class that is picked here."""
     links.restore("image_class", found.classes[0], str)
     if st.session_state["image_class"] not in found.classes:
@@ -189,7 +193,9 @@ def choose_if(image: int | str | None) -> None:
         choose(image)
 
 
-def pick_from(items: Sequence[int | str], show) -> None:
+def pick_from(
+    items: Sequence[int | str], show: Callable[[Sequence[int | str]], list[Thumbnail]]
+) -> None:
     """One of a list: a click in the gallery, or its place in the list."""
     if not items:
         st.caption("There is none.")
@@ -214,7 +220,7 @@ def pick_from(items: Sequence[int | str], show) -> None:
             key=key,
             on_select=lambda: clicked(key, part),
             selection_mode="points",
-            config={**figures.CONFIG, "displayModeBar": False},
+            config={**widgets.chart_config("images"), "displayModeBar": False},
             alt="Images to choose from",
         )
     st.number_input(
@@ -246,7 +252,7 @@ def clicked(key: str, items: Sequence[int | str]) -> None:
 
 
 def shown_of_data(
-    request: LensRequest, size: int | None, found: lens.Lens, indices: Sequence[int | str]
+    request: LensRequest, size: int | None, found: Lens, indices: Sequence[int | str]
 ) -> list[Thumbnail]:
     """Images of the test split for a gallery."""
     numbers = [int(index) for index in indices]
@@ -478,7 +484,7 @@ def draw_strip(
         key=key,
         on_select=lambda: strip_clicked(key, view, shown),
         selection_mode="points",
-        config=figures.CONFIG,
+        config=widgets.chart_config(key),
         alt=f"{title}: probability of each class by layer",
     )
 
@@ -524,7 +530,7 @@ def pick_metric() -> str:
     return str(metric)
 
 
-def draw_neighbours(views: Sequence[View], layer: str) -> list[lens.Neighbours]:
+def draw_neighbours(views: Sequence[View], layer: str) -> list[Neighbours]:
     """The nearest training images by layer."""
     st.subheader("Nearest training images", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center", gap="large"):
@@ -552,7 +558,7 @@ def draw_neighbours(views: Sequence[View], layer: str) -> list[lens.Neighbours]:
 
 
 def neighbour_rows(
-    view: View, part: lens.Neighbours, layer: str, everything: bool
+    view: View, part: Neighbours, layer: str, everything: bool
 ) -> list[tuple[str, list[Thumbnail]]]:
     """Layers and their neighbours, as a figure draws them."""
     chosen = [
@@ -612,28 +618,22 @@ def few_layers(layers: Sequence[str], chosen: str) -> set[int]:
 # --------------------------------------------------------------------------------------------- page
 
 
-def draw_files(views: Sequence[View], found: Sequence[lens.Neighbours], image: int | str) -> None:
+def draw_files(views: Sequence[View], found: Sequence[Neighbours], image: int | str) -> None:
     """What to take away, and how to redo it."""
-    with st.container(horizontal=True):
-        for title, make, name, mime in (
-            ("Probabilities (CSV)", lambda: texts_lens.beliefs_csv(views), "lens.csv", "text/csv"),
-            (
-                "Neighbours (CSV)",
-                lambda: texts_lens.neighbours_csv(views, found),
-                "neighbours.csv",
-                "text/csv",
-            ),
-            (
-                "All (JSON)",
-                lambda: texts_lens.lens_json(views, found),
-                "lens.json",
-                "application/json",
-            ),
-        ):
-            st.download_button(title, make, file_name=name, mime=mime, on_click="ignore")
-    with st.expander("How to redo this in Python"):
-        paths = [str(readable(view.entry)) for view in views]
-        st.code(texts_lens.python_lines(views, image, paths), language="python", wrap_lines=True)
+    with st.container(horizontal=True, vertical_alignment="center", key="exports"):
+        widgets.take_away(
+            {
+                "Probabilities": lambda: texts_lens.beliefs_csv(views),
+                "Neighbours": lambda: texts_lens.neighbours_csv(views, found),
+            },
+            documents={"All": lambda: texts_lens.lens_json(views, found)},
+            name="lens",
+        )
+        with st.popover("How to redo this"):
+            paths = [str(readable(view.entry)) for view in views]
+            lines = texts_lens.python_lines(views, image, paths)
+            st.markdown("In Python:")
+            st.code(lines, language="python", wrap_lines=True)
 
 
 def readable(entry: CheckpointFile) -> object:
@@ -652,13 +652,14 @@ def offer(requests: Sequence[LensRequest], entries: Sequence[CheckpointFile]) ->
             "train/CLASS/\\* and test/CLASS/\\* on this machine; pick other data.",
         )
         return
-    seconds = [lens.seconds_of(request) for request in requests]
-    time = f", about {texts.duration(sum(seconds))}" if None not in seconds else ""
+    seconds = [each for each in map(lens.seconds_of, requests) if each is not None]
+    is_known = len(seconds) == len(requests)
+    time = f", about {texts.duration(sum(seconds))}" if is_known else ""
     names = " and ".join(entry.name for entry in entries)
     offering.offer(
         lens.job_key(requests),
         f"The probes of **{texts.plain(names)}** are not fitted yet for these choices: once, on "
-        f"{requests[0].train_samples:,} training images{time}.",
+        f"{requests[0].train_samples:,} training images{time}",
         f"Fit the probes of {names}",
         lambda: lens.start(requests, entries),
         is_ready=bool(dataset),
@@ -668,7 +669,7 @@ def offer(requests: Sequence[LensRequest], entries: Sequence[CheckpointFile]) ->
 def draw(
     requests: Sequence[LensRequest],
     entries: Sequence[CheckpointFile],
-    lenses: Sequence[lens.Lens],
+    lenses: Sequence[Lens],
 ) -> None:
     """All that is seen through one lens or two."""
     image = pick_image(requests, entries, lenses)
@@ -687,8 +688,7 @@ def draw(
     draw_curve(views, layer, chosen)
     for view in views:
         st.caption(texts_lens.honesty(view))
-    found = draw_neighbours(views, layer)
-    draw_files(views, found, image)
+    draw_files(views, draw_neighbours(views, layer), image)
 
 
 def page() -> None:
@@ -714,15 +714,16 @@ def page() -> None:
         lens_train=train,
     )
     found = [lens.find(request) if dataset else None for request in requests]
-    ready = [index for index, part in enumerate(found) if part is not None]
-    missing = [index for index, part in enumerate(found) if part is None]
+    pairs = list(zip(requests, chosen, strict=True))
+    missing = [pair for pair, part in zip(pairs, found, strict=True) if part is None]
     if missing:
-        offer([requests[index] for index in missing], [chosen[index] for index in missing])
+        offer([request for request, _ in missing], [entry for _, entry in missing])
+    ready = [pair for pair, part in zip(pairs, found, strict=True) if part is not None]
     if ready:
         draw(
-            [requests[index] for index in ready],
-            [chosen[index] for index in ready],
-            [found[index] for index in ready],
+            [request for request, _ in ready],
+            [entry for _, entry in ready],
+            [part for part in found if part is not None],
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import streamlit as st
 
 from analysis.study import Study
@@ -60,12 +62,14 @@ def draw_ways_on(study: Study) -> None:
         "samples": study.question.samples,
         "seed": study.question.seed,
         "batch_size": study.question.batch_size,
+        "split": study.question.split,
+        "balanced": study.question.balanced,
     }
     with st.container(horizontal=True):
         for measure, (page, label) in WAYS_ON.items():
             if not studies.holds(study, sha256s, measure):
                 continue
-            kind = "primary" if measure == "cka" else "secondary"
+            kind: Literal["primary", "secondary"] = "primary" if measure == "cka" else "secondary"
             if st.button(label, type=kind, key=f"{measure}-{studies.short_key(study)}"):
                 chosen = {"a": sha256s[0], "b": sha256s[1 if len(sha256s) > 1 else 0]}
                 links.go(page, **chosen, models=sha256s, **settings)
@@ -81,7 +85,8 @@ def receive() -> None:
     except (ValueError, WorkError, OSError) as error:
         st.session_state["study_message"] = (False, jobs.sentence(error))
         return
-    st.session_state["study_message"] = (True, f"Kept: {study.title}. Its card is above.")
+    where = "Its card is above." if studies.has_card(study) else "The other pages find it."
+    st.session_state["study_message"] = (True, f"Kept: {study.title}. {where}")
 
 
 def draw_upload() -> None:

@@ -11,7 +11,7 @@ import streamlit as st
 
 from analysis import figures, figures_probes
 from analysis.study import Study
-from app import jobs, links, pictures, several, texts, texts_probes, widgets
+from app import jobs, links, offering, pictures, several, texts, texts_probes, widgets
 from app.several import Question
 from app.sources import answers, images, studies
 from app.sources.answers import ProbeAnswer
@@ -179,7 +179,7 @@ def _draw_maps(answer: ProbeAnswer, layer: str, truth: int | None, taken: int | 
             key="recall-chart",
             on_select=lambda: recall_clicked(answer),
             selection_mode="points",
-            config=figures.CONFIG,
+            config=widgets.chart_config("recall"),
             alt="Map of the share of each class that a probe of each layer finds",
         )
         st.caption("Click a cell to see its layer and class, or use the slider and the boxes.")
@@ -196,7 +196,7 @@ def _draw_maps(answer: ProbeAnswer, layer: str, truth: int | None, taken: int | 
             key="confusion-chart",
             on_select=lambda: confusion_clicked(answer),
             selection_mode="points",
-            config=figures.CONFIG,
+            config=widgets.chart_config("confusions"),
             alt=f"Which classes the probe of {layer} takes for which",
         )
         st.caption("Shares of each true class, a row each. Click a cell to see its images below.")
@@ -346,18 +346,22 @@ def draw_old(old: Sequence[ProbeAnswer], question: Question) -> None:
     """What older studies lack, and the way to get it."""
     entries = [answer.entry for answer in old]
     names = texts_probes.listed([texts.plain(entry.name) for entry in entries])
-    st.info(
-        f"The probes of {names} were computed before classes, single images, calibration and "
-        "nearest neighbours were kept. Run them again to see these."
+    _offer(
+        question,
+        entries,
+        "Run probes again",
+        text=f"The probes of {names} were computed before classes, single images, calibration and "
+        "nearest neighbours were kept; run them again to see these",
     )
-    _offer(question, [answer.entry for answer in old])
 
 
-def _offer(question: Question, entries: Sequence[Any]) -> None:
+def _offer(
+    question: Question, entries: Sequence[Any], verb: str = "Run probes", **options: Any
+) -> None:
     """Progress, or a button to run."""
     names = " and ".join(entry.name for entry in entries)
     request = studies.narrowed(question.request, entries)
-    widgets.offer(request, entries, f"Probing {names}", "Run probes")
+    offering.offer_study(request, entries, f"Probing {names}", verb, **options)
 
 
 def draw_files(found: Sequence[ProbeAnswer], dataset: str) -> None:
@@ -376,7 +380,7 @@ def draw_files(found: Sequence[ProbeAnswer], dataset: str) -> None:
         classes = chosen.study.question.classes
         tables["Classes"] = lambda: texts_probes.classes_csv(chosen.probe, classes)
     distinct: list[Study] = list({id(answer.study): answer.study for answer in found}.values())
-    several.draw_files(distinct, tables, dataset, "probes")
+    widgets.exports(distinct, tables, dataset=dataset, name="probes")
 
 
 def _by_key(found: Sequence[ProbeAnswer], key: str, default: int) -> ProbeAnswer:

@@ -12,7 +12,7 @@ from analysis import figures, figures_pair
 from analysis.plane import plane_of_layers
 from analysis.request import ESTIMATORS, KERNELS
 from analysis.study import Study
-from app import links, pairs, texts, widgets
+from app import links, offering, pairs, texts, widgets
 from app.pairs import LayerPair
 from app.sources import checkpoints, pair_features, studies
 from app.sources.checkpoints import CheckpointFile
@@ -436,9 +436,9 @@ def draw_images(
         return
     pictures = found.pictures
     count = len(pictures.labels)
-    links.restore("image", 1, links.whole_number)
-    st.session_state["image"] = min(max(1, int(st.session_state["image"] or 1)), count)
-    chosen = st.session_state["image"] - 1
+    links.restore("pair_image", 1, links.whole_number)
+    st.session_state["pair_image"] = min(max(1, int(st.session_state["pair_image"] or 1)), count)
+    chosen = st.session_state["pair_image"] - 1
     places = st.columns(2)
     for place, layer, points, side in zip(
         places, layers, (found.first, found.second), "ab", strict=True
@@ -451,12 +451,12 @@ def draw_images(
             f"Image of {count}, or click a point",
             1,
             count,
-            key="image",
+            key="pair_image",
             persist_state="session",
             width=200,
         )
         st.markdown(f"Class **{texts.plain(pictures.classes[pictures.labels[chosen]])}**")
-    links.remember(image=chosen + 1)
+    links.remember(pair_image=chosen + 1)
     st.caption(
         f"{count} of the images, a point each, coloured by class (hover names it): the first two "
         f"principal components of features pooled to {pair_features.CELLS} x "
@@ -499,7 +499,7 @@ def _point_clicked(key: str) -> None:
     chosen = st.session_state[key]["selection"]["points"]
     if chosen and "customdata" in chosen[0]:
         index = chosen[0]["customdata"]
-        st.session_state["image"] = int(index[0] if isinstance(index, list) else index) + 1
+        st.session_state["pair_image"] = int(index[0] if isinstance(index, list) else index) + 1
 
 
 def draw_curves(pair: LayerPair, references: Mapping[str, LayerPair]) -> None:
@@ -680,7 +680,7 @@ def page() -> None:
     wanted = [*request.sha256s, *([request.ceiling] if request.ceiling else [])]
     involved = [by_sha256[sha256] for sha256 in dict.fromkeys(wanted)]
     names = " and ".join(entry.name for entry in involved)
-    widgets.offer(
+    offering.offer_study(
         request,
         involved,
         f"Comparing {names}",

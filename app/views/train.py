@@ -82,7 +82,7 @@ def draw_field(field: Field) -> None:
     elif field.kind in (int, float):
         kind = field.kind
         smallest = None if field.smallest is None else kind(field.smallest)
-        bounds = {"min_value": smallest, "step": 1 if kind is int else None}
+        bounds: dict[str, Any] = {"min_value": smallest, "step": 1 if kind is int else None}
         form = "%d" if kind is int else "%g"
         st.number_input(title, format=form, placeholder="automatic", **bounds, **shared)
     else:
@@ -537,13 +537,7 @@ def draw_files(run: Run) -> None:
     lines = training.metrics(run)
     with st.container(horizontal=True):
         if lines:
-            st.download_button(
-                "Numbers (CSV)",
-                lambda: words.metrics_csv(lines),
-                file_name=f"{run.name}.csv",
-                mime="text/csv",
-                on_click="ignore",
-            )
+            widgets.take_away({"Numbers": lambda: words.metrics_csv(lines)}, name=run.name)
         if run.state == training.FINISHED:
             st.download_button(
                 "Checkpoint",

@@ -93,10 +93,8 @@ def test_the_legend_does_not_fade_with_the_points():
         assert key.marker.color == by_name[key.name].marker.color
 
 
-def test_the_lasso_is_in_hand_and_its_button_is_there():
+def test_the_lasso_is_in_hand():
     assert draw().layout.dragmode == "lasso"
-    assert "lasso2d" not in figures_geometry.SCATTER_CONFIG["modeBarButtonsToRemove"]
-    assert figures_geometry.SCATTER_CONFIG["showSendToCloud"] is False
 
 
 def test_in_space_picked_images_are_drawn_once_more_in_their_colours():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -194,13 +196,46 @@ def library(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def loopback_only(monkeypatch):
+    """No test reaches for another machine: such a try fails, and then its test."""
+    tried = []
+    resolve = socket.getaddrinfo
+
+    def resolve_here(host, *words, **options):
+        if host in (None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname()):
+            return resolve(host, *words, **options)
+        tried.append(host)
+        raise socket.gaierror(f"a test asked for {host}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_here)
+    yield
+    assert tried == []
+
+
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory):
+    """A folder with a pair and its study, made once, and the checksums."""
+    folder = tmp_path_factory.mktemp("filled")
+    return folder, fill(folder)
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory):
+    """A folder with two untrained networks and what was really computed of them, made once."""
+    from tests.app.real_study import make_real
+
+    folder = tmp_path_factory.mktemp("real")
+    make_real(folder)
+    return folder
+
+
 @pytest.fixture
-def shipped(tmp_path, monkeypatch):
+def shipped(filled, tmp_path, monkeypatch):
     """A folder with a pair and its study, in the place of `checkpoints/`."""
     folder = tmp_path / "shipped"
-    folder.mkdir()
+    shutil.copytree(filled[0], folder)
     monkeypatch.setenv("AUGLOCAL_SHIPPED", str(folder))
-    fill(folder)
     return folder
 
 
@@ -211,9 +246,9 @@ def refill(shipped):
 
 
 @pytest.fixture
-def sha256s(shipped):
+def sha256s(shipped, filled):
     """Checksums of the BP and the AugLocal checkpoint."""
-    return fill(shipped)
+    return list(filled[1])
 
 
 @pytest.fixture(name="make_study")
@@ -239,13 +274,11 @@ def open_app(shipped):
 
     def open_page(page: str | None = None, **query: str):
         app = AppTest.from_file(str(ROOT / "app" / "streamlit_app.py"), default_timeout=60)
-        app.run()
+        for name, value in query.items():
+            app.query_params[name] = value
         if page is not None:
-            app = AppTest.from_file(str(ROOT / "app" / "streamlit_app.py"), default_timeout=60)
-            for name, value in query.items():
-                app.query_params[name] = value
-            app.switch_page(f"views/{page}.py").run()
-        return app
+            app.switch_page(f"views/{page}.py")
+        return app.run()
 
     return open_page
 

@@ -84,6 +84,7 @@ def page(chromium):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(90_000)  # PyTorch starts slowly on a busy machine
         yield page
         browser.close()
 
@@ -107,7 +108,7 @@ def test_a_click_on_a_cell_shows_both_layers_and_nothing_leaves_the_machine(page
     hosts = set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     page.goto(address)
-    page.wait_for_selector(CHART)
+    page.locator("[class*=st-key-card-] img").wait_for()
     page.get_by_role("button", name="Compare layer by layer").click()
     page.get_by_role("heading", name="Similarity", exact=True).wait_for()
     page.wait_for_selector(CHART)

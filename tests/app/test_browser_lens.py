@@ -54,10 +54,10 @@ def test_probes_are_fitted_clicks_choose_and_an_upload_is_answered(page, address
     noise = np.random.default_rng(0).integers(0, 255, (50, 70, 3))
     Image.fromarray(noise.astype(np.uint8)).save(stream, format="JPEG")
     file = {"name": "mine.jpg", "mimeType": "image/jpeg", "buffer": stream.getvalue()}
-    page.locator("input[type=file]").first.set_input_files(files=[file])
+    page.locator("[class*=st-key-image-upload-] input[type=file]").set_input_files(files=[file])
     page.get_by_text("mine.jpg, as the network sees it: 32 x 32 pixels").wait_for()
     bad = {"name": "bad.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n no"}
-    page.locator("input[type=file]").first.set_input_files(files=[bad])
+    page.locator("[class*=st-key-image-upload-] input[type=file]").set_input_files(files=[bad])
     page.get_by_text("This is no image that can be read").wait_for()
 
     page.reload()

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.app.real_study import make_real
 from tests.app.test_browser import address, chromium, page  # noqa: F401
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def shipped(tmp_path, monkeypatch):
+def shipped(real, tmp_path, monkeypatch):
     """A real study in the place of `checkpoints/`."""
     folder = tmp_path / "shipped"
-    make_real(folder)
+    shutil.copytree(real, folder)
     monkeypatch.setenv("AUGLOCAL_SHIPPED", str(folder))
     return folder
 

@@ -110,7 +110,7 @@ def test_an_uploaded_checkpoint_is_checked_kept_and_deleted(open_app, tmp_path, 
     path = tmp_path / "mine.safetensors"
     sha256 = add_net(path, "bp", 9)
     app = open_app("checkpoints")
-    app.file_uploader[0].upload("![x](http:a).safetensors", path.read_bytes()).run()
+    app.file_uploader(key="upload-0").upload("![x](http:a).safetensors", path.read_bytes()).run()
     assert not app.exception
     assert not app.error
     kept = library / "checkpoints" / f"{sha256}.safetensors"
@@ -131,7 +131,7 @@ def test_several_files_at_once_are_told_of_one_by_one(open_app, tmp_path, add_ne
     for seed in (11, 12):
         add_net(tmp_path / f"{seed}.safetensors", "bp", seed)
     app = open_app("checkpoints")
-    uploader = app.file_uploader[0]
+    uploader = app.file_uploader(key="upload-0")
     uploader.set_value(
         [
             ("11.safetensors", (tmp_path / "11.safetensors").read_bytes(), None),
@@ -166,7 +166,7 @@ def test_a_checkpoint_can_be_renamed_and_labelled(open_app, tmp_path, add_net):
 def test_a_file_of_somebody_else_opens_with_what_was_found(open_app, foreign, library):
     path, backbone = foreign
     app = open_app("checkpoints")
-    app.file_uploader[0].upload(path.name, path.read_bytes()).run()
+    app.file_uploader(key="upload-0").upload(path.name, path.read_bytes()).run()
     assert not app.exception
     assert "theirs is a resnet20 with 10 classes" in texts_of(app.success)
     assert "assumed" in texts_of(app.success)
@@ -294,7 +294,7 @@ def test_what_was_found_out_is_used(open_app, foreign):
 )
 def test_anything_else_is_refused_in_one_sentence(open_app, library, name, content, words):
     app = open_app("checkpoints")
-    app.file_uploader[0].upload(name, content).run()
+    app.file_uploader(key="upload-0").upload(name, content).run()
     assert not app.exception
     sentence = texts_of(app.error)
     assert name in sentence

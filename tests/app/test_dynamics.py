@@ -214,7 +214,7 @@ def test_a_job_that_does_not_end_well_says_so(
 
         monkeypatch.setattr(dynamics, "_work", work)
     app = open_app("dynamics", **QUERY)
-    app.button[0].click().run()
+    next(b for b in app.button if b.label.startswith("Measure")).click().run()
     wait_for_job()
     app.run()
     assert not app.exception
@@ -230,7 +230,7 @@ def test_real_snapshots_are_measured_in_a_job_and_found_again(
         add_net(path / "snapshots" / f"epoch-{epoch:04d}.safetensors", "bp", epoch)
     query = {**QUERY, "dynamics_samples": "40", "dynamics_train": "0"}
     app = open_app("dynamics", **query)
-    app.button[0].click().run()
+    next(b for b in app.button if b.label.startswith("Measure")).click().run()
     wait_for_job()
     app.run()
     assert not app.exception

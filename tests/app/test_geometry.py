@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
@@ -12,15 +13,7 @@ from analysis.errors import Cancelled
 from analysis.study import load_study
 from app.sources import computing, layer_features
 from tests.app.conftest import fill
-from tests.app.real_study import SAMPLES, make_real
-
-
-@pytest.fixture(scope="session")
-def real(tmp_path_factory):
-    """A folder with two untrained networks and their real study, made once."""
-    folder = tmp_path_factory.mktemp("real")
-    make_real(folder)
-    return folder
+from tests.app.real_study import SAMPLES
 
 
 @pytest.fixture
@@ -337,3 +330,14 @@ def test_what_is_stopped_leaves_nothing_behind(study, shipped):
     with pytest.raises(KeyboardInterrupt):
         layer_features.read(asked, entry, stop)
     assert layer_features.at_hand(asked) is None
+
+
+def test_the_scatter_has_its_lasso_and_saves_pictures_of_the_chosen_form(with_points):
+    app = with_points()
+    config = json.loads(app.get("plotly_chart")[-1].proto.config)
+    assert config["modeBarButtonsToRemove"] == []
+    assert config["toImageButtonOptions"]["format"] == "png"
+    assert config["showSendToCloud"] is False
+    app.segmented_control(key="picture_form").set_value("svg").run()
+    config = json.loads(app.get("plotly_chart")[-1].proto.config)
+    assert config["toImageButtonOptions"]["format"] == "svg"

@@ -48,6 +48,20 @@ def picture(size=(40, 24), colour=(200, 30, 30), kind="PNG", **options) -> bytes
     return stream.getvalue()
 
 
+def fit_buttons(app) -> list[str]:
+    return [button.label for button in app.button if button.label.startswith("Fit")]
+
+
+def start(app):
+    """The button that starts the fit; the page has others, which fetch data."""
+    return next(button for button in app.button if button.label.startswith("Fit"))
+
+
+def uploader(app):
+    """The door for one's own image; the page has another one, for a zip of them."""
+    return app.file_uploader(key="image-upload-0")
+
+
 def shown_text(app) -> str:
     parts = [*app.markdown, *app.caption, *app.warning, *app.error, *app.info]
     return " ".join(re.sub(r"\\(.)", r"\1", part.value) for part in parts)
@@ -59,19 +73,19 @@ def shown_text(app) -> str:
 def test_offers_to_fit_what_is_not_fitted_yet(open_app):
     app = open_app("lens", **QUERY)
     assert not app.exception
-    assert [b.label for b in app.button] == ["Fit the probes of bp-net and auglocal-net"]
+    assert fit_buttons(app) == ["Fit the probes of bp-net and auglocal-net"]
     assert "60 training images" in shown_text(app)
     assert not app.get("plotly_chart")
 
 
 def test_probes_are_fitted_once_in_a_job_and_found_again(open_app, wait_for_job, figures_of):
     app = open_app("lens", **QUERY)
-    app.button[0].click().run()
+    start(app).click().run()
     wait_for_job()
     app.run()
     assert not app.exception
     assert not app.error
-    assert not [b for b in app.button if b.label.startswith("Fit")]
+    assert not fit_buttons(app)
     assert len(heatmaps(figures_of(app))) == 2
     again = open_app("lens", **QUERY)
     assert len(heatmaps(figures_of(again))) == 2
@@ -83,7 +97,7 @@ def test_what_is_fitted_is_shown_while_the_other_is_offered(open_app, figures_of
     requests_of(fitted)[1].path.unlink()
     app = open_app("lens", **QUERY)
     assert not app.exception
-    assert [b.label for b in app.button] == ["Fit the probes of auglocal-net"]
+    assert fit_buttons(app) == ["Fit the probes of auglocal-net"]
     assert len(heatmaps(figures_of(app))) == 1
 
 
@@ -117,13 +131,13 @@ def test_a_job_that_does_not_end_well_says_so(open_app, wait_for_job, monkeypatc
 
     monkeypatch.setattr(lens, "_work", work)
     app = open_app("lens", **QUERY)
-    app.button[0].click().run()
+    start(app).click().run()
     wait_for_job()
     app.run()
     assert not app.exception
     assert expected in shown_text(app)
     assert "secret" not in shown_text(app)
-    assert [b.label for b in app.button] == ["Fit the probes of bp-net and auglocal-net"]
+    assert fit_buttons(app) == ["Fit the probes of bp-net and auglocal-net"]
 
 
 def test_a_running_job_shows_its_progress_and_can_be_cancelled(open_app, wait_for_job, monkeypatch):
@@ -141,7 +155,7 @@ def test_a_running_job_shows_its_progress_and_can_be_cancelled(open_app, wait_fo
 
     monkeypatch.setattr(lens, "_work", work)
     app = open_app("lens", **QUERY)
-    app.button[0].click().run()
+    start(app).click().run()
     begun.wait(10)
     app.run()
     cancel = next(b for b in app.button if b.label == "Cancel")
@@ -163,7 +177,7 @@ def test_a_damaged_lens_is_fitted_again(open_app, fitted):
         request.path.write_bytes(b"PK\x03\x04")
     app = open_app("lens", **QUERY)
     assert not app.exception
-    assert [b.label for b in app.button] == ["Fit the probes of bp-net and auglocal-net"]
+    assert fit_buttons(app) == ["Fit the probes of bp-net and auglocal-net"]
 
 
 # -------------------------------------------------------------------------------------------- view
@@ -213,7 +227,7 @@ def decode(value):
 
 def test_a_link_reproduces_the_view(open_app, fitted):
     query = {**QUERY, "image": "5", "layer": "stem", "class": "3", "metric": "euclidean"}
-    app = open_app("lens", a=fitted[1][:12], b=fitted[0][:12], **query, way="By number")
+    app = open_app("lens", a=fitted[1][:12], b=fitted[0][:12], **query, lens_way="By number")
     assert not app.exception
     assert app.number_input(key="image_number").value == 5
     assert app.selectbox(key="layer").value == "stem"
@@ -249,12 +263,12 @@ def test_hard_images_come_in_the_order_of_disagreement(open_app, fitted):
 
 def test_images_are_picked_by_class_and_by_number(open_app, fitted):
     app = open_app("lens", **QUERY)
-    app.segmented_control(key="way").set_value("By class").run()
+    app.segmented_control(key="lens_way").set_value("By class").run()
     app.selectbox(key="image_class").set_value("4").run()
     app.number_input(key="image_place").set_value(1).run()
     assert "**4**" in [part.value for part in app.markdown]
     assert app.selectbox(key="class").value == "4"
-    app.segmented_control(key="way").set_value("By number").run()
+    app.segmented_control(key="lens_way").set_value("By number").run()
     app.number_input(key="image_number").set_value(11).run()
     assert app.query_params["image"] == "11"
     assert not app.exception
@@ -346,15 +360,15 @@ def test_the_verdict_is_true_whichever_way(view):
 
 def test_an_uploaded_image_is_kept_by_its_checksum_and_answered(open_app, fitted, library):
     app = open_app("lens", **QUERY)
-    app.segmented_control(key="way").set_value("Your own").run()
-    app.file_uploader[0].upload("![x](http:a).png", picture()).run()
+    app.segmented_control(key="lens_way").set_value("Your own").run()
+    uploader(app).upload("![x](http:a).png", picture()).run()
     assert not app.exception
     assert not app.error
     (kept,) = (library / "images").glob("*.png")
     assert app.query_params["image"] == kept.stem[:12]
     assert "![x](http:a).png, as the network sees it: 32 x 32" in shown_text(app)
     assert "but it is" not in shown_text(app)
-    again = open_app("lens", **QUERY, image=kept.stem[:12], way="Your own")
+    again = open_app("lens", **QUERY, image=kept.stem[:12], lens_way="Your own")
     assert again.query_params["image"] == kept.stem[:12]
     assert not again.warning
     next(b for b in again.button if b.label == "Delete this image").click().run()
@@ -383,8 +397,8 @@ def test_a_link_to_an_image_elsewhere_is_told(open_app, fitted):
 )
 def test_what_is_no_image_is_refused(open_app, fitted, library, content):
     app = open_app("lens", **QUERY)
-    app.segmented_control(key="way").set_value("Your own").run()
-    app.file_uploader[0].upload("x.png", content).run()
+    app.segmented_control(key="lens_way").set_value("Your own").run()
+    uploader(app).upload("x.png", content).run()
     assert not app.exception
     assert "no image that can be read, or a damaged one" in app.error[0].value
     assert not list((library / "images").glob("*"))

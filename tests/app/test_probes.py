@@ -76,3 +76,15 @@ def test_probes_are_computed_in_a_job(open_app, wait_for_job, figures_of, monkey
     app.run()
     assert seen == [("probe", 50, 2)]
     assert "There are too few images" in app.error[0].value
+
+
+def test_the_split_and_the_balance_of_classes_are_part_of_the_question(open_app):
+    app = open_app("probes", split="validation", balanced="True")
+    assert not app.exception
+    assert app.segmented_control(key="split").options == ["test", "validation"]  # never train
+    assert app.button(key="run-probe").label == "Run probes"
+    assert (app.query_params["split"], app.query_params["balanced"]) == ("validation", "True")
+    app.segmented_control(key="split").set_value("test").run()
+    app.toggle(key="balanced").set_value(False).run()
+    assert "Run probes" not in [button.label for button in app.button]
+    assert {"split", "balanced"}.isdisjoint(app.query_params)

@@ -78,12 +78,12 @@ def test_tables_become_one_document_with_numbers_and_nulls():
     assert document == {"Map": [{"layer": "stem", "cka": 0.5}, {"layer": "head", "cka": None}]}
 
 
-@pytest.mark.parametrize("page", ["similarity"])
-def test_a_page_offers_everything_to_take_away(open_app, page):
+@pytest.mark.parametrize(("page", "table"), [("similarity", "Map"), ("probes", "Curves")])
+def test_a_page_offers_everything_to_take_away(open_app, page, table):
     app = open_app(page)
     labels = [button.label for button in app.get("download_button")]
     assert labels[-3:] == ["All tables (JSON)", "Study (JSON)", "Report (HTML)"]
-    assert labels[0] == "Map (CSV)"
+    assert labels[0] == f"{table} (CSV)"
     commands = [code.value for code in app.code]
     assert commands[0].startswith("python -m analysis study")
     assert "run_study(" in commands[1]

@@ -378,13 +378,13 @@ def test_many_checkpoints_are_compared_at_once(
 
 
 def test_images_of_both_layers_are_seen_through_pca(open_app, figures_of):
-    app = open_app("similarity", view="images", image="7")
+    app = open_app("similarity", view="images", pair_image="7")
     assert not app.exception
     assert not app.error
     titles = [f["layout"]["title"]["text"] for f in figures_of(app)]
     assert {"A: stage2_block2", "B: stage2_block2"} <= set(titles)
     points = next(f for f in figures_of(app) if f["layout"]["title"]["text"].startswith("A: "))
     assert sum(len(trace.get("customdata", ())) for trace in points["data"]) == 300
-    assert app.number_input(key="image").value == 7
-    app.number_input(key="image").set_value(9).run()
-    assert app.query_params["image"] == "9"
+    assert app.number_input(key="pair_image").value == 7
+    app.number_input(key="pair_image").set_value(9).run()
+    assert app.query_params["pair_image"] == "9"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from analysis.study import study_record
 from app import jobs
-from app.sources import checkpoints, datasets, folders, studies
+from app.sources import answers, checkpoints, datasets, folders, studies
 
 
 def keep(request, study, save):
@@ -31,7 +33,8 @@ def test_probes_of_two_checkpoints_on_a_folder_are_found_for_each(
     request = ask(sha256s, f"imagefolder:{image_folder}")
     keep(request, make_study(sha256s), save)
     entries, _ = checkpoints.checkpoint_files()
-    assert set(studies.probes_of(request, entries)) == set(sha256s)
+    found = answers.probe_answers(request, entries)
+    assert {answer.entry.sha256 for answer in found} == set(sha256s)
 
 
 def test_a_result_on_a_folder_is_not_found_once_an_image_changed(
@@ -43,25 +46,85 @@ def test_a_result_on_a_folder_is_not_found_once_an_image_changed(
     keep(request, make_study(sha256s), save)
     assert studies.find_study(request) is not None
     image = next((folder / "test" / "dark").iterdir())
-    os.utime(image, ns=(1, 1))
-    datasets._folder_fingerprint.clear()
+    image.rename(image.with_stem("another"))
+    datasets._folder_fingerprint.clear()  # ten seconds pass
     assert studies.find_study(request) is None
+
+
+def test_an_image_written_over_in_place_is_seen_when_all_files_are_read_again(
+    image_folder, tmp_path
+):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    before = datasets.folder_prefix(f"imagefolder:{folder}")
+    os.utime(next((folder / "test" / "dark").iterdir()), ns=(1, 1))
+    datasets._folder_fingerprint.clear()  # ten seconds pass
+    assert datasets.folder_prefix(f"imagefolder:{folder}") == before
+    datasets._folder_fingerprint.clear()
+    datasets._files_fingerprint.clear()  # five minutes pass
+    assert datasets.folder_prefix(f"imagefolder:{folder}") != before
+
+
+def test_files_of_a_folder_are_looked_at_only_when_it_changed(image_folder, tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    seen = []
+    datasets._files_fingerprint.clear()
+    sha256 = hashlib.sha256
+    monkeypatch.setattr(
+        datasets.hashlib, "sha256", lambda content: seen.append(content) or sha256(content)
+    )
+    for _ in range(3):
+        datasets._folder_fingerprint.clear()
+        datasets.folder_prefix(f"imagefolder:{folder}")
+    assert len(seen) == 1
+    next((folder / "test" / "dark").iterdir()).unlink()
+    datasets._folder_fingerprint.clear()
+    datasets.folder_prefix(f"imagefolder:{folder}")
+    assert len(seen) == 2
+
+
+def test_a_whole_study_comes_before_an_older_shipped_one(sha256s, make_study, save):
+    study = make_study(sha256s)
+    row = np.zeros(1000, dtype=np.int16)
+    whole = [
+        replace(
+            probe,
+            predictions=np.tile(row, (10, 1)),
+            confusion=np.zeros((10, 2, 2)),
+            recall=np.zeros((10, 2)),
+        )
+        for probe in study.probes
+    ]
+    request = ask(sha256s, "digits")
+    shipped_one = studies.StudyFile(folders.shipped_folder() / "a.study.json", True, study)
+    question = replace(study.question, classes=("a", "b"))
+    newer = studies.StudyFile(
+        folders.library_folder() / "b.study.json",
+        False,
+        replace(study, question=question, probes=tuple(whole)),
+    )
+    assert studies.is_answer(shipped_one, request)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studies, "study_files", lambda: [shipped_one, newer])
+        assert studies.find_study(request) is newer.study
+        patch.setattr(studies, "study_files", lambda: [shipped_one])
+        assert studies.find_study(request) is study
+
+
+def test_studies_of_snapshots_have_no_cards(shipped, make_study, save):
+    study = make_study(rules=("bp", "bp"), names=("early", "late"))
+    first, last = study.question.checkpoints
+    question = replace(study.question, checkpoints=(replace(first, epoch=1), last))
+    save(replace(study, question=question), shipped / "snapshots.study.json")
+    assert [file.path.name for file in studies.cards()] == ["pair.study.json"]
+    assert len(studies.pairs()) == 1
 
 
 def test_a_folder_without_training_images_is_missing(image_folder, tmp_path):
     assert not datasets.is_missing_folder(f"imagefolder:{image_folder}")
     assert datasets.is_missing_folder(f"imagefolder:{tmp_path}")
     assert not datasets.is_missing_folder("digits")
-
-
-def test_the_command_names_the_folder_as_it_is_here(make_study):
-    study = make_study()
-    question = replace(study.question, dataset="imagefolder:images")
-    command = "python -m analysis cka a b --dataset imagefolder:images --seed 0"
-    provenance = replace(study.provenance, command=command)
-    study = replace(study, question=question, provenance=provenance)
-    here = studies.command_of(study, "imagefolder:/my images")
-    assert here == "python -m analysis cka a b --dataset 'imagefolder:/my images' --seed 0"
 
 
 def test_an_upload_that_is_here_already_is_not_kept_again(shipped, library):
@@ -96,8 +159,6 @@ def test_a_job_that_cannot_be_noted_does_not_block_the_next(tmp_path):
 
 @pytest.mark.parametrize("words", [["--library", "HERE"], ["--library=HERE"]])
 def test_the_library_is_where_the_command_line_says(words, tmp_path, monkeypatch):
-    from app.sources import folders
-
     here = str(tmp_path / "mine")
     monkeypatch.setattr("sys.argv", ["app", *(word.replace("HERE", here) for word in words)])
     assert folders.library_folder() == tmp_path / "mine"
