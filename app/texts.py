@@ -54,11 +54,16 @@ def study_heading(study: Study) -> str:
 
 
 def titles(study: Study) -> list[str]:
-    """What to call the checkpoints of a study in a sentence: rules, or names if rules repeat."""
-    rules = [rule_title(entry.rule) for entry in study.question.checkpoints]
-    if len(set(rules)) == len(rules):
-        return rules
-    return [entry.name for entry in study.question.checkpoints]
+    """What to call the checkpoints of a study in a sentence: rules, or names if rules repeat.
+
+    References, which are not compared, do not make a rule repeat, and have their names.
+    """
+    entries = study.question.checkpoints
+    rules = [entry.rule for entry in entries if not entry.role]
+    is_plain = len(set(rules)) == len(rules)
+    return [
+        rule_title(entry.rule) if is_plain and not entry.role else entry.name for entry in entries
+    ]
 
 
 def seen_in(study: Study) -> str:

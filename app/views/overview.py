@@ -18,6 +18,7 @@ INK = {"light": "#2B3A42", "dark": "#D7DFE3"}
 WAYS_ON = {
     "cka": ("views/similarity.py", "Compare layer by layer"),
     "probe": ("views/probes.py", "Probes"),
+    "geometry": ("views/geometry.py", "Geometry"),
 }
 
 
