@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from analysis.dynamics import trajectories
 from analysis.models import open_model, untrained
 from analysis.run import run_study
 from analysis.study import load_study
@@ -27,11 +29,18 @@ def test_a_pair_and_a_study_of_each_data_set_are_there() -> None:
     assert [path.stem for path in CHECKPOINTS] == [
         "cifar10-jpeg-auglocal",
         "cifar10-jpeg-bp",
+        "cifar10-jpeg-resnet32-auglocal",
+        "cifar10-jpeg-resnet32-bp",
         "digits-auglocal",
         "digits-bp-seed1",
         "digits-bp",
     ]
-    assert [path.name for path in STUDIES] == ["cifar10-jpeg.study.json", "digits.study.json"]
+    assert [path.name for path in STUDIES] == [
+        "cifar10-jpeg-resnet32-dynamics.study.json",
+        "cifar10-jpeg-resnet32.study.json",
+        "cifar10-jpeg.study.json",
+        "digits.study.json",
+    ]
 
 
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
@@ -44,7 +53,9 @@ def test_readme_gives_each_checkpoints_checksum_and_accuracy(path: Path) -> None
     assert f"`{path.name}` {file_sha256(path)}" in README
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [path for path in STUDIES if "dynamics" not in path.name], ids=lambda path: path.name
+)
 def test_studies_are_of_the_shipped_checkpoints(path: Path) -> None:
     shipped = {file_sha256(checkpoint) for checkpoint in CHECKPOINTS}
     entries = load_study(path).question.checkpoints
@@ -52,7 +63,24 @@ def test_studies_are_of_the_shipped_checkpoints(path: Path) -> None:
     assert [entry.rule for entry in entries if entry.role == "floor"] == ["untrained"]
 
 
-@pytest.mark.parametrize("pair", ["digits", "cifar10-jpeg"])
+def test_the_study_of_snapshots_ends_where_the_shipped_networks_are() -> None:
+    study = load_study(FOLDER / "cifar10-jpeg-resnet32-dynamics.study.json")
+    runs = {run.title: run for run in trajectories(study)}
+    assert len(runs) == 2
+    for run in runs.values():
+        assert run.epochs == (0, 1, 2, 4, 8, 16)
+
+
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+def test_what_was_measured_ends_with_what_the_checkpoint_says(path: Path) -> None:
+    last = json.loads(path.with_suffix(".metrics.jsonl").read_text().splitlines()[-1])
+    metadata = load_checkpoint(path).metadata
+    assert metadata.accuracy is not None
+    assert last["epoch"] == metadata.epoch
+    assert last["test_accuracy"] == pytest.approx(metadata.accuracy["value"])
+
+
+@pytest.mark.parametrize("pair", ["digits", "cifar10-jpeg", "cifar10-jpeg-resnet32"])
 def test_the_networks_of_a_pair_differ_in_their_rule_only(pair: str) -> None:
     first, second = (
         load_checkpoint(FOLDER / f"{pair}-{rule}.safetensors").metadata.config
