@@ -16,7 +16,7 @@ from analysis.examining import DEFAULT_MAX_BYTES, Examined, examine, limits_of
 from analysis.features import ImageSample
 from analysis.fingerprints import is_computed
 from analysis.models import UNKNOWN, Model, num_parameters, open_model
-from analysis.opening import is_own, make_model, own_architecture
+from analysis.opening import SOURCE, is_own, make_model, own_architecture
 from analysis.preprocessing import (
     Evidence,
     Preprocessing,
@@ -78,6 +78,7 @@ def open_examined(
 def describe_file(examined: Examined, model: Model) -> dict[str, Any]:
     """Give all that is known of a file; see `inspection`."""
     imported, metadata = examined.imported, model.metadata
+    is_ours = SOURCE not in metadata.config
     return {
         "architecture": metadata.architecture,
         **_kind(examined),
@@ -101,8 +102,8 @@ def describe_file(examined: Examined, model: Model) -> dict[str, Any]:
         "classes": list(metadata.classes),
         "dataset": metadata.dataset,
         "accuracy": metadata.accuracy,
-        "epoch": metadata.epoch,
-        "seed": metadata.seed,
+        "epoch": metadata.epoch if is_ours or metadata.epoch else None,
+        "seed": metadata.seed if is_ours else None,
         "beside": imported.beside,
         "warnings": _warnings(examined, model),
     }

@@ -138,7 +138,8 @@ def open_model(
             `analysis.features.auxiliary_logits`.
         precision: "fp32", or "bf16" on a device that computes in bf16 itself.
         max_bytes: larger files, and files of larger tensors, are refused.
-        choices: what you say about a file that this project did not write.
+        choices: what you say about a file that this project did not write, or of which it assumes
+            something.
 
     Returns:
         the model, on the device.
@@ -164,8 +165,8 @@ def open_model(
                 max_bytes=max_bytes,
             )
         if is_published(read_metadata(path)):
-            return opening.open_adopted(path, device)
-        checkpoint = load_checkpoint(path)
+            return opening.open_adopted(path, device, choices)
+        checkpoint = opening.settle(load_checkpoint(path), choices)
     return model_of_checkpoint(
         checkpoint, path, device, auxiliaries=auxiliaries, precision=precision
     )

@@ -49,6 +49,7 @@ from auglocal.checkpoint import (
     Checkpoint,
     CheckpointMetadata,
     check_finite,
+    is_published,
     read_metadata,
     write_checkpoint,
 )
@@ -284,8 +285,41 @@ def adopt_as(examined: Examined, choices: Choices, path: Path) -> Path:
     return path
 
 
-def open_adopted(path: Path, device: str = "cpu") -> Model:
+def settle(checkpoint: Checkpoint, choices: Choices | None) -> Checkpoint:
+    """Put what the user says in the place of what was assumed when a file was made one of ours.
+
+    Args:
+        checkpoint: of ours; one that assumes nothing stays as it is.
+        choices: of its images and classes; the others decide how a foreign file is read.
+
+    Raises:
+        InputError: the choices do not fit the network.
+    """
+    metadata = checkpoint.metadata
+    source = metadata.config.get(SOURCE)
+    if choices is None or not isinstance(source, dict) or not source.get("assumed"):
+        return checkpoint
+    check_choices(choices, metadata.input_size[0])
+    usual = Preprocessing("", metadata.mean, metadata.std)
+    mean, std = normalisation(choices, usual)
+    classes = class_names(choices, metadata.num_classes) if choices.classes else metadata.classes
+    left = [name for name in source["assumed"] if name in assumed(choices)]
+    tensors = checkpoint.backbone
+    if choices.channel_order == BGR:
+        key = None if is_published(metadata) else _first_convolution(metadata)
+        tensors = red_first(tensors, key)
+    config = {**metadata.config, SOURCE: {**source, "assumed": left}}
+    settled = replace(metadata, mean=mean, std=std, classes=tuple(classes), config=config)
+    return replace(checkpoint, metadata=settled, backbone=tensors)
+
+
+def open_adopted(path: Path, device: str = "cpu", choices: Choices | None = None) -> Model:
     """Open a checkpoint of a published architecture that `adopt` wrote.
+
+    Args:
+        path: of the checkpoint.
+        device: "auto", "cpu", "cuda" or "mps".
+        choices: see `settle`.
 
     Raises:
         InputError: it is damaged, or does not hold what it says.
@@ -311,7 +345,7 @@ def open_adopted(path: Path, device: str = "cpu") -> Model:
             "the file that it was made from again."
         )
     checkpoint = Checkpoint(metadata, tensors, {}, hashlib.sha256(content).hexdigest())
-    return published_model(checkpoint, path, device, found[0])
+    return published_model(settle(checkpoint, choices), path, device, found[0])
 
 
 def published_model(checkpoint: Checkpoint, path: Path, device: str, published: Published) -> Model:

@@ -238,6 +238,7 @@ def detail_rows(
 ) -> list[dict[str, str]]:
     """What a checkpoint says about itself, one line a field."""
     accuracy = "not measured"
+    is_foreign = "opened_from" in metadata.config
     if metadata.accuracy:
         accuracy = (
             f"{percent(metadata.accuracy['value'])} on {metadata.accuracy['samples']:,} "
@@ -250,13 +251,13 @@ def detail_rows(
         "Architecture": f"{metadata.architecture}, {num_layers} layers",
         "Trained on": metadata.dataset,
         "Accuracy": accuracy,
-        "Epochs": str(metadata.epoch),
-        "Seed": str(metadata.seed),
+        "Epochs": "not said" if is_foreign and not metadata.epoch else str(metadata.epoch),
+        "Seed": "not said" if is_foreign else str(metadata.seed),
         "Input": " x ".join(map(str, metadata.input_size)) + resized,
         "Classes": f"{metadata.num_classes}: {', '.join(metadata.classes[:10])}",
         "Made with": ", ".join(f"{name} {value}" for name, value in metadata.versions.items()),
     }
-    return [{"Field": name, "Value": value} for name, value in fields.items()]
+    return [{"Field": name, "Value": value} for name, value in fields.items() if value]
 
 
 def config_rows(metadata: CheckpointMetadata) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from analysis.commands.inspect import add_evidence_options, print_document, read
 from analysis.commands.options import add_file_options, file_choices, names, numbers
 from analysis.commands.shared import check_out
 from analysis.errors import InputError
+from analysis.rule_styles import RULE_TITLES
 
 if TYPE_CHECKING:
     from analysis.examining import Examined
@@ -51,7 +52,11 @@ def add_convert(commands: Any) -> None:
     classes.add_argument(
         "--classes-from", metavar="DATASET", help="its outputs are the classes of this data set"
     )
-    add("--rule", help="what trained it, bp say (default: what its auxiliary networks show)")
+    add(
+        "--rule",
+        choices=(*RULE_TITLES, "unknown"),
+        help="what trained it (default: what its auxiliary networks show)",
+    )
     add_file_options(parser)
     add_evidence_options(parser)
     add("--json", action="store_true", help="print one JSON document")

@@ -122,19 +122,12 @@ def predict(
 
 
 def _prepared(model: Model, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Model:
-    """The model with this normalisation; one number is that of every channel."""
+    """The model with this normalisation; what is not given is the file's."""
     from analysis.preprocessing import with_preprocessing
 
     if mean is None and std is None:
         return model
-    metadata = model.metadata
-    channels = metadata.input_size[0]
-    mean, std = mean or metadata.mean, std or metadata.std
-    return with_preprocessing(
-        model,
-        mean * (channels if len(mean) == 1 else 1),
-        std * (channels if len(std) == 1 else 1),
-    )
+    return with_preprocessing(model, mean or model.metadata.mean, std or model.metadata.std)
 
 
 def _row(path: Path, logits: Tensor, classes: list[str], top: int) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def progress_bar(*, shown: bool = True) -> Iterator[Callable[[Progress], None]]:
 def check_out(path: Path, suffix: str = STUDY_SUFFIX) -> None:
     """Refuse a file that could not be written, before the work."""
     if not path.name.endswith(suffix) or path.is_dir():
-        raise InputError(f"{path} cannot take it; give --out a file that ends in {suffix}.")
+        raise InputError(f"{path} cannot be the result; give --out a file that ends in {suffix}.")
     if not path.parent.is_dir():
         raise InputError(f"There is no folder {path.parent}; make it, or give another --out.")
     try:  # permission bits do not tell: root passes them, and /proc takes no files

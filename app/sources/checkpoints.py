@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
+SHORTEST_PREFIX = 6  # characters of a checksum in a link
 SHIPPED, UPLOADED, TRAINED = "this project", "uploaded", "trained here"
 
 
@@ -33,6 +34,7 @@ class CheckpointFile:
         origin: `SHIPPED`, `UPLOADED` or `TRAINED`.
         rule: the rule that trained it, as the user labels it or else as the file says.
         added: when the file came or was written, seconds since 1970.
+        aliases: checksums of what it was made of and was before, to which links may point.
     """
 
     name: str
@@ -42,6 +44,7 @@ class CheckpointFile:
     origin: str
     rule: str
     added: float
+    aliases: tuple[str, ...] = ()
 
     @property
     def uploaded(self) -> bool:
@@ -88,7 +91,10 @@ def _open_checkpoint(path: Path, origin: str, rules: dict[str, str]) -> Checkpoi
         UPLOADED: str(note.get("name", path.stem[:12])),
         TRAINED: path.parent.name,
     }[origin]
-    return CheckpointFile(name, path, sha256, stamp[1], origin, str(rule), path.stat().st_mtime)
+    aliases = (note.get("report", {}).get("sha256", ""), *note.get("was", ()))
+    return CheckpointFile(
+        name, path, sha256, stamp[1], origin, str(rule), path.stat().st_mtime, aliases
+    )
 
 
 def metadata(entry: CheckpointFile) -> CheckpointMetadata:
@@ -153,7 +159,12 @@ def keep_upload(
 
 def by_prefix(entries: Sequence[CheckpointFile], prefix: str) -> CheckpointFile | None:
     """The one checkpoint whose checksum starts like this; links carry such starts."""
-    matches = [entry for entry in entries if len(prefix) >= 6 and entry.sha256.startswith(prefix)]
+    if len(prefix) < SHORTEST_PREFIX:
+        return None
+    matches = [entry for entry in entries if entry.sha256.startswith(prefix)]
+    matches = matches or [
+        entry for entry in entries if any(alias.startswith(prefix) for alias in entry.aliases)
+    ]
     return matches[0] if len(matches) == 1 else None
 
 

@@ -33,6 +33,7 @@ MOST_UPLOADED_BYTES = 512 * 10**6
 MOST_LIBRARY_BYTES = 10 * 2**30
 NEARLY_FULL = 0.8
 LONGEST_NAME = 80
+KEPT = ("name", "file", "report", "rule", "added")  # of a note, when a checkpoint is made again
 _UNSAFE = re.compile(r"[^A-Za-z0-9._ -]")
 
 
@@ -161,7 +162,11 @@ def change(checkpoint: Path, choices: Choices) -> Path:
     name = str(note.get("name", checkpoint.stem[:12]))
     examined = _examine(original, choices)
     path, _ = _keep(str(note.get("file", name)), examined, choices)
-    kept = {key: note[key] for key in ("name", "file", "report") if key in note}
+    kept: dict[str, Any] = {
+        key: note[key] for key in ("name", "file", "report", "rule", "added") if key in note
+    }
+    if path != checkpoint:
+        kept["was"] = [*note.get("was", []), checkpoint.stem]
     write_note(path, **kept)
     if path != checkpoint:
         checkpoint.unlink(missing_ok=True)

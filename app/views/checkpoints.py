@@ -115,7 +115,11 @@ def draw_about(entry: CheckpointFile, about: CheckpointMetadata) -> None:
     with left:
         draw_rows(texts.detail_rows(entry, about, checkpoints.num_layers(entry)))
     with right:
-        draw_rows(texts.config_rows(about))
+        options = texts.config_rows(about)
+        if options:
+            draw_rows(options)
+        else:
+            st.caption("The file does not say how it was trained.")
     st.caption("SHA-256 of the file")
     st.code(entry.sha256, language=None)
 
@@ -256,33 +260,45 @@ def use_evidence(entry: CheckpointFile) -> None:
 
 def draw_form(entry: CheckpointFile, about: CheckpointMetadata, report: Mapping[str, Any]) -> None:
     """All that a file may leave open."""
+    assumed = about.config.get("opened_from", {}).get("assumed", [])
+    shown = (
+        texts_checkpoints.numbers(about.mean),
+        texts_checkpoints.numbers(about.std),
+        ", ".join(about.classes),
+    )
+
+    def is_assumed(name: str) -> bool:
+        return name in assumed
+
     fitting = [about.architecture, *report.get("alternatives", ())]
     with st.form("by-hand"):
         left, right = widgets.side_by_side()
         with left:
             architecture = st.selectbox("Architecture", list(dict.fromkeys(fitting)))
-            mean = st.text_input(
-                "Mean of pixel values in 0 to 1, by channel (red first)",
-                texts_checkpoints.numbers(about.mean),
-            )
-            std = st.text_input("Their standard deviation", texts_checkpoints.numbers(about.std))
+            mean = st.text_input("Mean of pixel values in 0 to 1, by channel (red first)", shown[0])
+            std = st.text_input("Their standard deviation", shown[1])
         with right:
             order = st.segmented_control(
                 "Channels as the network reads them", [RGB, BGR], default=RGB, required=True
             )
             dataset = st.text_input("Data it was trained on", about.dataset)
             size = st.number_input("Height and width of its images", 4, 1024, about.input_size[1])
-        classes = st.text_area(
-            f"Names of its {about.num_classes:,} outputs, in order", ", ".join(about.classes)
-        )
+        classes = st.text_area(f"Names of its {about.num_classes:,} outputs, in order", shown[2])
         if st.form_submit_button("Apply"):
             try:
+                numbers = (
+                    texts_checkpoints.parse_numbers(mean, "mean"),
+                    texts_checkpoints.parse_numbers(std, "standard deviation"),
+                )
+                # What is left as it was assumed is still assumed.
+                untouched = is_assumed("preprocessing") and (mean, std) == shown[:2]
+                same = is_assumed("classes") and classes == shown[2]
                 choices = Choices(
                     architecture=architecture,
-                    mean=texts_checkpoints.parse_numbers(mean, "mean"),
-                    std=texts_checkpoints.parse_numbers(std, "standard deviation"),
+                    mean=None if untouched else numbers[0],
+                    std=None if untouched else numbers[1],
                     channel_order=str(order),
-                    classes=texts_checkpoints.parse_classes(classes),
+                    classes=None if same else texts_checkpoints.parse_classes(classes),
                     dataset=dataset.strip() or None,
                     image_size=(int(size), int(size)),
                 )
@@ -302,7 +318,7 @@ def apply(entry: CheckpointFile, choices: Choices, **noted: object) -> None:
     except (ValueError, WorkError, OSError) as error:
         st.session_state["message-form"] = (False, jobs.sentence(error))
         return
-    st.session_state["message-form"] = (True, "Applied; results of before stay with what it was.")
+    st.session_state["message-form"] = (True, "Applied.")
     st.session_state["turn_to"] = path.stem
     st.session_state["table_number"] += 1
 

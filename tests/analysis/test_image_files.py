@@ -125,11 +125,12 @@ def test_predict_takes_another_normalisation(picture, make_checkpoint, tmp_path,
     picture("a.png", np.random.default_rng(0).integers(256, size=(32, 32, 3)))
     arguments = ["predict", str(checkpoint), str(tmp_path / "a.png"), "--json"]
     outputs = []
-    for more in ([], ["--mean", "0.5,0.4,0.3", "--std", "0.5,0.25,0.2"], ["--mean", "0"]):
+    for more in ([], ["--mean", "0.5,0.4,0.3", "--std", "0.5,0.25,0.2"], ["--mean", "0,0,0"]):
         assert main([*arguments, *more]) == 0
         outputs.append(json.loads(capsys.readouterr().out)["images"][0]["logits"])
     assert outputs[0] == outputs[1] != outputs[2]
-    assert main([*arguments, "--std", "0"]) == 2
+    for wrong in (["--std", "0,0,0"], ["--mean", "0.5"]):
+        assert main([*arguments, *wrong]) == 2
     assert "3 numbers each, std above 0" in capsys.readouterr().err
     assert main([*arguments, "--top", "0"]) == 2
     with pytest.raises(SystemExit):

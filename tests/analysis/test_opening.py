@@ -187,6 +187,25 @@ def test_what_nobody_says_is_assumed_and_named(written: tuple[nn.Module, Path]) 
     assert (usual.rule, usual.dataset, usual.accuracy) == ("unknown", "unknown", None)
 
 
+@pytest.mark.parametrize("order", ["RGB", BGR])
+def test_what_an_adopted_file_assumes_can_be_said_when_it_is_opened(
+    written: tuple[nn.Module, Path], tmp_path: Path, order: str
+) -> None:
+    network, path = written
+    adopted = adopt(examined(path), Choices(), tmp_path / "library")
+    said = Choices(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), channel_order=order)
+    model = open_model(adopted, choices=said)
+    assert model.metadata.mean == said.mean
+    assert model.assumed == ("classes",)
+    images = pixels(4)
+    inputs = normalised(images, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    expected = answers(network, inputs.flip(1) if order == BGR else inputs)
+    assert_same(logits_of(model, images), expected)
+    # What a file says for itself stays.
+    whole = adopt(examined(path), replace(said, classes=tuple("abcdefghij")), tmp_path / "library")
+    assert open_model(whole, choices=Choices(mean=MEAN, std=STD)).metadata.mean == said.mean
+
+
 @pytest.mark.parametrize(
     ("size", "name"),
     [((3, 32, 32), "CIFAR-10"), ((3, 224, 224), "ImageNet"), ((1, 28, 28), "MNIST")],
