@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from auglocal.config import TrainConfig
@@ -65,6 +64,10 @@ class RankBlocks:
         self._step_per_block = config.step_per_block and team.layout.data == 1
         self._sum = GradientSum(team)
         self._weight = 0.0
+        self._previous: Incoming | None = None
+        if team.layer_index > 0:
+            peer = team.rank_beside(team.layer_index - 1)
+            self._previous = Incoming(peer, state.losses.device, team.watch.waiting)
         self._next: Outgoing | None = None
         if team.layer_index + 1 < team.layout.layers:
             self._next = Outgoing(team.rank_beside(team.layer_index + 1), team.watch.waiting)
@@ -72,6 +75,11 @@ class RankBlocks:
             asks_for_images(state.network, index)
             for index in range(span.stop, len(state.network.blocks))
         )
+
+    def received(self, parts: Iterable[Part]) -> Iterator[Work | Part]:
+        """What comes from the rank before, see `receive`."""
+        assert self._previous is not None, "the first rank reads the data"
+        return receive(parts, self._previous)
 
     @property
     def num_bytes(self) -> int:
@@ -140,12 +148,11 @@ class RankBlocks:
         self._next.send(message)
 
 
-def received(parts: Iterable[Part], device: torch.device, team: Team) -> Iterator[Work | Part]:
+def receive(parts: Iterable[Part], incoming: Incoming) -> Iterator[Work | Part]:
     """Yield what comes from the rank before; in place of the first that does not come, its part.
 
     While a part is worked on, the next one is already on its way.
     """
-    incoming = Incoming(team.rank_beside(team.layer_index - 1), device, team.watch.waiting)
     ahead = iter(parts)
     part = next(ahead, None)
     if part is not None:

@@ -30,7 +30,6 @@ from auglocal.parallel.pipeline import (
     block_modules,
     block_tensors,
     read,
-    received,
 )
 from auglocal.parallel.team import Team
 from auglocal.randomness import derive_seed
@@ -245,7 +244,7 @@ def _works(rank: Rank, listener: Listener) -> Iterator[Work | Part]:
         accumulate=config.accumulate,
     )
     if team.layer_index > 0:
-        return received(parts, material.device, team)
+        return rank.blocks.received(parts)
     batches = split.training_batches(
         config.batch_size,
         seed=config.seed,

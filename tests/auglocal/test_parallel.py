@@ -1,0 +1,164 @@
+"""Training spread over ranks: the weights of one process, and what happens when a rank dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from auglocal.__main__ import main
+from auglocal.checkpoint import load_checkpoint
+from auglocal.files import file_sha256
+from auglocal.parallel import training
+from auglocal.runs import RunFolder, load_state, read_metrics
+
+pytestmark = pytest.mark.slow
+PATIENCE = 120  # seconds that a busy machine may take for what takes two
+MEASURED = {"seconds", "images_per_second", "peak_memory", "parallel"}
+TINY = ["--width", "0.25", "--batch-size", "10", "--validation-samples", "8", "--device", "cpu"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def be_rank(rank: int, size: int, port: int, log: str, action: Callable[[], int]) -> None:
+    """Do something as torchrun would have it done, with what it says in a file."""
+    for descriptor in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())
+    raise SystemExit(action())
+
+
+class Command:
+    """A command, as something that can be sent to another process."""
+
+    def __init__(self, options: Sequence[str]) -> None:
+        self.options = list(options)
+
+    def __call__(self) -> int:
+        return main(["train", *self.options])
+
+
+class Ranks:
+    """Processes on this machine, forked from one that has imported PyTorch."""
+
+    def __init__(self, folder: Path) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["auglocal.__main__", "auglocal.parallel.training"])
+        self._folder = folder
+        self._num_starts = 0
+        self._all: list[BaseProcess] = []
+        self.processes: list[BaseProcess] = []
+
+    def start(self, size: int, action: Callable[[], int]) -> None:
+        self._num_starts += 1
+        port = free_port()
+        self.processes = []
+        for rank in range(size):
+            process = self._context.Process(
+                target=be_rank, args=(rank, size, port, str(self.log(rank)), action)
+            )
+            process.start()
+            self.processes.append(process)
+            self._all.append(process)
+
+    def log(self, rank: int) -> Path:
+        return self._folder / f"start-{self._num_starts}-rank-{rank}.log"
+
+    def said(self) -> str:
+        logs = (self.log(rank) for rank in range(len(self.processes)))
+        return "\n".join(log.read_text() for log in logs if log.exists())
+
+    def wait(self) -> list[int | None]:
+        """Exit statuses."""
+        for process in self.processes:
+            process.join(PATIENCE)
+        return [process.exitcode for process in self.processes]
+
+    def train(self, layout: str, size: int, *options: str) -> None:
+        """Run the command to its end."""
+        self.start(size, Command([*options, "--parallel", layout, "--timeout", "100"]))
+        assert self.wait() == [0] * size, self.said()
+
+    def clean_up(self) -> None:
+        for process in self._all:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[Ranks]:
+    started = Ranks(tmp_path)
+    yield started
+    started.clean_up()
+
+
+def train_alone(*options: str) -> RunFolder:
+    assert main(["train", *options]) == 0
+    return RunFolder(Path(options[options.index("--out") + 1]))
+
+
+def assert_same_run(one: RunFolder, other: RunFolder) -> None:
+    """Equal to the last bit, but for what was measured by the clock."""
+    for path in (one.checkpoint, one.best, *one.path.glob("snapshots/*")):
+        assert file_sha256(path) == file_sha256(other.path / path.relative_to(one.path)), path
+    for line, same in zip(read_metrics(one), read_metrics(other), strict=True):
+        assert line.keys() - MEASURED == same.keys() - MEASURED
+        assert all(line[name] == same[name] for name in line.keys() - MEASURED)
+    saved, again = load_state(one), load_state(other)
+    assert saved is not None
+    assert again is not None
+    assert saved["optimizer"]["param_groups"] == again["optimizer"]["param_groups"]
+    momenta, others = saved["optimizer"]["state"], again["optimizer"]["state"]
+    assert momenta.keys() == others.keys()
+    for index, values in momenta.items():
+        assert torch.equal(values["momentum_buffer"], others[index]["momentum_buffer"])
+
+
+def wait_for(happened: Callable[[], bool], processes: Sequence[BaseProcess]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline
+        assert all(process.is_alive() for process in processes)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("layout", "size", "options"),
+    [
+        ("layers=2", 2, ["--rule", "auglocal", "--snapshot-epochs", "0,1"]),
+        ("layers=3", 3, ["--rule", "infopro", "--accumulate", "2"]),
+        ("layers=2", 2, ["--rule", "predsim", "--precision", "bf16", "--balance", "time"]),
+    ],
+)
+def test_ranks_that_own_blocks_train_the_weights_of_one_process(
+    layout: str, size: int, options: list[str], image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "2", *options]
+    ranks.train(layout, size, *common, "--out", str(tmp_path / "ranks"))
+    if "--balance" in common:
+        common = common[: common.index("--balance")]
+    alone = train_alone(*common, "--out", str(tmp_path / "alone"))
+    assert_same_run(alone, RunFolder(tmp_path / "ranks"))
+    assert "expected speed-up" in ranks.said()
