@@ -21,6 +21,9 @@ class GradientSum:
 
     Args:
         team: the ranks of its data group add up.
+
+    Attributes:
+        num_bytes: of the buckets so far.
     """
 
     def __init__(self, team: Team) -> None:

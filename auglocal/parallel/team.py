@@ -191,7 +191,7 @@ def _make_team(
     )
     layer_index, data_index = layout.place(rank)
     names = [_role(layout, other) for other in range(layout.size)]
-    watch = Watch(rank, names, timeout, _own_store(limit))
+    watch = Watch(rank, names, timeout, _own_store(limit), _store_keeper(names))
     distributed.barrier()
     watch.start()
     groups = mesh.get_group("layers"), mesh.get_group("data")
@@ -214,6 +214,12 @@ def _own_store(limit: timedelta) -> Store:
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=limit
     )
     return PrefixStore(f"watch/{num_restarts()}", store)
+
+
+def _store_keeper(names: list[str]) -> str:
+    """Who holds the store: torchrun, or rank 0 where something else started the processes."""
+    by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return "torchrun" if by_torchrun else f"Rank 0 ({names[0]})"
 
 
 def _device_kind(name: str) -> str:

@@ -23,6 +23,7 @@ from auglocal.errors import InputError
 from auglocal.evaluation import Accuracy
 from auglocal.material import Material
 from auglocal.network import LocalNetwork
+from auglocal.parallel.batch_norm import share_batch_norms
 from auglocal.parallel.layout import Part, check_batch, plan_epoch
 from auglocal.parallel.pipeline import (
     RankBlocks,
@@ -137,6 +138,8 @@ def _make_rank(
 ) -> Rank:
     state = prepare_state(config, material, saved)
     _check_draws(state.network, spans, config)
+    if config.sync_batch_norm and team.layout.data > 1:
+        share_batch_norms(state.network, team)
     if team.data_index > 0:
         # The sums over the ranks are those of the epoch so far.
         state.losses.zero_()

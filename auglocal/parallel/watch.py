@@ -67,10 +67,14 @@ class Watch:
         names: what each rank does, for messages.
         timeout: seconds without a sign of life, or of progress, that are too many.
         store: of the ranks; only this thread and `explain` use it.
+        keeper: whose process holds the store, for messages.
     """
 
-    def __init__(self, rank: int, names: Sequence[str], timeout: float, store: Store) -> None:
+    def __init__(
+        self, rank: int, names: Sequence[str], timeout: float, store: Store, keeper: str
+    ) -> None:
         self._rank, self._names, self._timeout, self._store = rank, names, timeout, store
+        self._keeper = keeper
         self._interval = min(LONGEST_BEAT, timeout / BEATS_PER_TIMEOUT)
         self._beat = self._progress = self._waits = 0
         self._left = ""
@@ -149,7 +153,7 @@ class Watch:
         return WorkError(f"{what}; {ADVICE}.")
 
     def _store_lost(self) -> WorkError:
-        return WorkError(f"The process that holds the ranks together ended; {ADVICE}.")
+        return WorkError(f"{self._keeper} ended, and with it the ranks' meeting place; {ADVICE}.")
 
     def _publish(self) -> None:
         self._beat += 1

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ from auglocal.checkpoint import load_checkpoint
 from auglocal.files import file_sha256
 from auglocal.parallel import training
 from auglocal.runs import RunFolder, load_state, read_metrics
+from auglocal.step import State
+from auglocal.training import prepare_state
 
 pytestmark = pytest.mark.slow
 PATIENCE = 120  # seconds that a busy machine may take for what takes two
@@ -162,3 +165,56 @@ def test_ranks_that_own_blocks_train_the_weights_of_one_process(
     alone = train_alone(*common, "--out", str(tmp_path / "alone"))
     assert_same_run(alone, RunFolder(tmp_path / "ranks"))
     assert "expected speed-up" in ranks.said()
+
+
+class KeepNetwork:
+    """The command, which leaves the network as this rank has it after the last step."""
+
+    def __init__(self, folder: Path, options: Sequence[str]) -> None:
+        self.folder, self.options = folder, list(options)
+
+    def __call__(self) -> int:
+        def prepare(*arguments: Any) -> State:
+            self.state = prepare_state(*arguments)
+            return self.state
+
+        training.prepare_state = prepare
+        status = main(["train", *self.options])
+        content = {**self.state.network.state_dict()}
+        torch.save(content, self.folder / f"rank-{os.environ['RANK']}.pt")
+        return status
+
+
+@pytest.mark.parametrize("options", [[], ["--sync-batch-norm", "--accumulate", "2"]])
+@pytest.mark.parametrize(("layout", "size"), [("data=2", 2), ("layers=2,data=2", 4)])
+def test_ranks_that_share_batches_stay_equal_to_the_last_bit(
+    layout: str, size: int, options: list[str], image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    # The last batch is too small to share: 40 = 37 + 3.
+    common = ["--width", "0.25", "--batch-size", "37", "--validation-samples", "8", *options]
+    common += ["--device", "cpu", "--dataset", f"imagefolder:{image_folder}", "--epochs", "1"]
+    common += ["--modules", "3", "--parallel", layout, "--out", str(tmp_path / "run")]
+    ranks.start(size, KeepNetwork(tmp_path, common))
+    assert ranks.wait() == [0] * size, ranks.said()
+    networks = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(size)]
+    for network in networks[1:]:
+        assert network.keys() == networks[0].keys()
+        assert all(torch.equal(network[key], value) for key, value in networks[0].items())
+
+
+@pytest.mark.parametrize("rule", ["bp", "auglocal"])
+def test_two_shares_of_a_batch_with_one_batch_norm_learn_what_the_batch_teaches(
+    rule: str, image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "1", "--rule", rule]
+    common += ["--learning-rate", "0.01"]
+    ranks.train("data=2", 2, *common, "--sync-batch-norm", "--out", str(tmp_path / "ranks"))
+    alone = train_alone(*common, "--out", str(tmp_path / "alone"))
+    shared = load_checkpoint(tmp_path / "ranks" / "checkpoint.safetensors")
+    whole = load_checkpoint(alone.checkpoint)
+    for key, value in {**whole.backbone, **whole.auxiliary}.items():
+        other = {**shared.backbone, **shared.auxiliary}[key]
+        torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-4, msg=key)
+    line, same = (read_metrics(RunFolder(tmp_path / name))[0] for name in ("alone", "ranks"))
+    assert same["losses"] == pytest.approx(line["losses"], rel=1e-3)
+    assert same["parallel"] == "layers=1,data=2"
