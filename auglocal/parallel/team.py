@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from auglocal.errors import InputError, WorkError
 from auglocal.parallel.layout import Layout, check_ranks
-from auglocal.parallel.watch import Watch
+from auglocal.parallel.watch import FAILED, Watch
 
 Value = TypeVar("Value")
 # The watch ends a run long before; this ends what even the watch does not understand.
@@ -172,7 +172,13 @@ def _explained(watch: Watch) -> Iterator[None]:
         yield
         with watch.waiting():
             distributed.barrier()  # rank 0 may keep the store that the others' watches read
-    except (InputError, WorkError, torch.OutOfMemoryError, KeyboardInterrupt):
+    except (InputError, WorkError) as error:
+        watch.leave("failed")
+        # What is wrong is often wrong on all ranks; people hear of it once.
+        if not watch.speaks_first():
+            raise SystemExit(FAILED) from error
+        raise
+    except (torch.OutOfMemoryError, KeyboardInterrupt):
         watch.leave("failed")
         raise
     except RuntimeError as error:

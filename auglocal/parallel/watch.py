@@ -148,9 +148,16 @@ class Watch:
 
     def _end(self, what: str) -> BaseException:
         """The sentence, for the first rank that has one to say."""
-        if self._store.add("announced", 1) > 1:
-            return SystemExit(FAILED)
-        return WorkError(f"{what}; {ADVICE}.")
+        if self.speaks_first():
+            return WorkError(f"{what}; {ADVICE}.")
+        return SystemExit(FAILED)
+
+    def speaks_first(self) -> bool:
+        """Whether no other rank has told people what is wrong; from now on this one has."""
+        try:
+            return self._store.add("announced", 1) == 1
+        except RuntimeError:  # no store, no others
+            return True
 
     def _store_lost(self) -> WorkError:
         return WorkError(f"{self._keeper} ended, and with it the ranks' meeting place; {ADVICE}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -218,3 +219,105 @@ def test_two_shares_of_a_batch_with_one_batch_norm_learn_what_the_batch_teaches(
     line, same = (read_metrics(RunFolder(tmp_path / name))[0] for name in ("alone", "ranks"))
     assert same["losses"] == pytest.approx(line["losses"], rel=1e-3)
     assert same["parallel"] == "layers=1,data=2"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_ends_the_run_and_is_named_and_any_layout_goes_on(
+    victim: int, image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "8"]
+    common += ["--rule", "dgl", "--modules", "4"]
+    folder = RunFolder(tmp_path / "killed")
+    start = [*common, "--out", str(folder.path), "--parallel", "layers=2", "--timeout", "20"]
+    ranks.start(2, Command(start))
+    wait_for(lambda: len(read_metrics(folder)) >= 2, ranks.processes)
+    ranks.processes[victim].kill()
+    began = time.monotonic()
+    statuses = ranks.wait()
+    assert time.monotonic() - began < 20
+    assert statuses[victim] == -signal.SIGKILL
+    assert statuses[1 - victim] == 1
+    assert ranks.said().count(f"Rank {victim} (layers {victim} of 0 to 1) ended") == 1
+    assert "Traceback" not in ranks.said()
+    saved = load_state(folder)
+    assert saved is not None
+    assert 1 <= saved["epoch"] < 8
+    # From two layouts to a third, and the other way round.
+    if victim == 0:
+        ranks.train("layers=3", 3, "--resume", str(folder.path), "--device", "cpu")
+    else:
+        assert main(["train", "--resume", str(folder.path)]) == 0
+    assert_same_run(train_alone(*common, "--out", str(tmp_path / "alone")), folder)
+
+
+def test_a_rank_that_hangs_ends_the_run_within_the_timeout(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "50"]
+    common += ["--parallel", "layers=2", "--timeout", "4", "--out", str(tmp_path / "run")]
+    ranks.start(2, Command(common))
+    wait_for(lambda: len(read_metrics(RunFolder(tmp_path / "run"))) >= 1, ranks.processes)
+    os.kill(ranks.processes[1].pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert ranks.wait() == [1, -signal.SIGKILL]
+    assert time.monotonic() - began < 4 + 1
+    assert "Rank 1 (layers 1 of 0 to 1) has given no sign of life for" in ranks.said()
+
+
+def test_a_wish_to_stop_ends_all_ranks_after_the_same_step_and_one_process_goes_on(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "8"]
+    common += ["--modules", "3", "--rule", "infopro", "--accumulate", "2"]
+    folder = RunFolder(tmp_path / "stopped")
+    start = [*common, "--out", str(folder.path), "--parallel", "layers=2", "--timeout", "60"]
+    ranks.start(2, Command(start))
+    wait_for(lambda: len(read_metrics(folder)) >= 1, ranks.processes)
+    for process in ranks.processes:
+        process.terminate()
+    assert ranks.wait() == [130, 130], ranks.said()
+    assert "Stopped with everything saved" in ranks.said()
+    assert main(["train", "--resume", str(folder.path)]) == 0
+    assert_same_run(train_alone(*common, "--out", str(tmp_path / "alone")), folder)
+
+
+def test_a_loss_that_is_no_number_is_reported_once_by_the_rank_that_owns_the_block(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--learning-rate", "1e30"]
+    common += ["--out", str(tmp_path / "run"), "--parallel", "layers=2", "--timeout", "30"]
+    ranks.start(2, Command(common))
+    assert ranks.wait() == [1, 1]
+    said = ranks.said()
+    assert said.count("became NaN or infinite") == 1
+    assert "ended without a word" not in said
+    assert "Traceback" not in said
+
+
+def test_torchrun_starts_again_by_itself_after_a_death(image_folder: Path, tmp_path: Path) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "8"]
+    common += ["--rule", "linear", "--modules", "2"]
+    folder = RunFolder(tmp_path / "run")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--max-restarts", "1", "--master-port", str(free_port()), "-m", "auglocal"]
+    process = subprocess.Popen(
+        [*torchrun, "train", *common, "--out", str(folder.path), "--parallel", "layers=2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while len(read_metrics(folder)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        said, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
+    assert "Rank 1 (layers 1 of 0 to 1) ended without a word" in said, said
+    assert_same_run(train_alone(*common, "--out", str(tmp_path / "alone")), folder)
