@@ -149,7 +149,13 @@ def joined(layout: Layout, timeout: float, device_name: str) -> Iterator[Team]:
     limit = timedelta(seconds=max(60.0, LAST_RESORT * timeout))
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     try:
-        distributed.init_process_group(backend, timeout=limit)
+        distributed.init_process_group(
+            backend,
+            timeout=limit,
+            store=_connect(limit, host=rank == 0 and not _torchrun_keeps_the_store()),
+            rank=rank,
+            world_size=layout.size,
+        )
     except (RuntimeError, ValueError) as error:
         raise WorkError(
             f"The {layout.size} processes did not find each other "
@@ -197,7 +203,8 @@ def _make_team(
     )
     layer_index, data_index = layout.place(rank)
     names = [_role(layout, other) for other in range(layout.size)]
-    watch = Watch(rank, names, timeout, _own_store(limit), _store_keeper(names))
+    # A connection of its own: the main thread blocks the other one while it waits.
+    watch = Watch(rank, names, timeout, _connect(limit), _store_keeper(names))
     distributed.barrier()
     watch.start()
     groups = mesh.get_group("layers"), mesh.get_group("data")
@@ -214,18 +221,25 @@ def _role(layout: Layout, rank: int) -> str:
     return ", ".join(words) or "alone"
 
 
-def _own_store(limit: timedelta) -> Store:
-    """A connection of the watch's own to the store, since others block theirs while they wait."""
+def _connect(limit: timedelta, *, host: bool = False) -> Store:
+    """A connection to the store where the ranks meet.
+
+    Its keys begin with the number of restarts: torchrun's store may outlive the processes, and
+    what the dead have left in it would lead the new ones astray.
+    """
     store = TCPStore(
-        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=limit
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=host, timeout=limit
     )
-    return PrefixStore(f"watch/{num_restarts()}", store)
+    return PrefixStore(f"auglocal/{num_restarts()}", store)
+
+
+def _torchrun_keeps_the_store() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _store_keeper(names: list[str]) -> str:
     """Who holds the store: torchrun, or rank 0 where something else started the processes."""
-    by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return "torchrun" if by_torchrun else f"Rank 0 ({names[0]})"
+    return "torchrun" if _torchrun_keeps_the_store() else f"Rank 0 ({names[0]})"
 
 
 def _device_kind(name: str) -> str:
