@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -102,13 +102,43 @@ class Team:
                 )
             copy_back(flat, alike)
 
+    def meet(self) -> None:
+        """Wait for all ranks."""
+        with self.watch.waiting():
+            distributed.barrier()
+
     def local_first(self, make: Callable[[], Value]) -> Value:
         """Make a value on the first rank of each machine, then on the others."""
         is_local_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
         value = make() if is_local_first else None
-        with self.watch.waiting():
-            distributed.barrier()
+        self.meet()
         return make() if value is None else value
+
+
+def subteam(team: Team, layout: Layout) -> Team | None:
+    """The first ranks of a team in a layout of their own; None on a rank that is not among them.
+
+    Every rank must call it.
+    """
+    data_groups: list[Any] = [
+        distributed.new_group([layout.rank_at(layer, data) for data in range(layout.data)])
+        for layer in range(layout.layers)
+    ]
+    layer_groups: list[Any] = [
+        distributed.new_group([layout.rank_at(layer, data) for layer in range(layout.layers)])
+        for data in range(layout.data)
+    ]
+    if team.rank >= layout.size:
+        return None
+    layer_index, data_index = layout.place(team.rank)
+    return replace(
+        team,
+        layout=layout,
+        layer_index=layer_index,
+        data_index=data_index,
+        layer_group=layer_groups[data_index],
+        data_group=data_groups[layer_index],
+    )
 
 
 def copy_back(flat: Tensor, tensors: Iterable[Tensor]) -> None:
