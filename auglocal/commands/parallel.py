@@ -87,13 +87,18 @@ def train_in_parallel(options: argparse.Namespace) -> int:
         device = getattr(options, "device", "auto")
         if device != "auto":
             choose_device(device)
-    with joined(layout, options.timeout, device) as team:
+    # A terminal signals all processes, and torchrun passes on what it gets: a second is no wish.
+    # Around the meeting: torchrun ends who is left, and they have yet to say who died.
+    with (
+        stop_requests(again=lambda: None) as requests,
+        joined(layout, options.timeout, device) as team,
+    ):
         config = config_from_json(team.tell(lambda: _agreed_config(options).to_json()))
         placed = replace(config, device=team.device_kind if config.device != "cpu" else "cpu")
         material = team.local_first(lambda: prepare_material(placed, download=options.download))
         folder = _open_folder(config, material, options) if team.is_first else None
         sharing = team.tell(lambda: _share_blocks(config, material, layout, options.balance))
-        finished = _train(config, material, folder, team, sharing, options)
+        finished = _train(config, material, folder, team, sharing, requests, options)
     if folder is None:
         return DONE if finished else INTERRUPTED
     return say_outcome(folder, finished, options)
@@ -195,10 +200,10 @@ def _train(
     folder: RunFolder | None,
     team: Team,
     sharing: Sharing,
+    requests: list[int],
     options: argparse.Namespace,
 ) -> bool:
-    # A terminal signals all processes, and torchrun passes on what it gets: a second is no wish.
-    with stop_requests(again=lambda: None) as requests, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         listener = Listener(should_stop=lambda: bool(requests), on_warning=lambda text: None)
         if folder is not None:
             listener = stack.enter_context(

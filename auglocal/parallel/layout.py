@@ -6,7 +6,7 @@ trains on. Nothing here computes or communicates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -178,3 +178,12 @@ def cut_evenly(start: int, stop: int, num_pieces: int) -> list[int]:
     """Edges of pieces whose lengths differ by at most one."""
     length = stop - start
     return [start + length * index // num_pieces for index in range(num_pieces + 1)]
+
+
+def shares_by_step(parts: Iterable[Part]) -> dict[int, slice]:
+    """By step, which images of its batch a rank trains on."""
+    shares: dict[int, slice] = {}
+    for part in parts:
+        start = part.start if part.first else shares[part.step].start
+        shares[part.step] = slice(start, part.stop)
+    return shares

@@ -180,7 +180,7 @@ def read(
 
     Args:
         parts: this rank's.
-        batches: (images uint8, labels) of each step of `parts`, whole batches.
+        batches: (images uint8, labels) of each step of `parts`: this rank's share of the batch.
         should_stop: asked before each step.
         prepare: pixels -> images.
     """
@@ -188,11 +188,13 @@ def read(
     for part in parts:
         if part.first:
             pixels, labels = next(steps)
+            begin = part.start
             if should_stop():
                 yield part
                 return
-        images = prepare(pixels[part.start : part.stop])
-        yield Work(part, images, labels[part.start : part.stop], images)
+        own = slice(part.start - begin, part.stop - begin)
+        images = prepare(pixels[own])
+        yield Work(part, images, labels[own], images)
 
 
 def block_modules(network: LocalNetwork, index: int) -> list[nn.Module]:

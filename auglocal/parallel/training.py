@@ -8,7 +8,7 @@ goes on in any layout.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from auglocal.evaluation import Accuracy
 from auglocal.material import Material
 from auglocal.network import LocalNetwork
 from auglocal.parallel.batch_norm import share_batch_norms
-from auglocal.parallel.layout import Part, check_batch, plan_epoch
+from auglocal.parallel.layout import Part, check_batch, plan_epoch, shares_by_step
 from auglocal.parallel.pipeline import (
     RankBlocks,
     Work,
@@ -238,13 +238,15 @@ def _works(rank: Rank, listener: Listener) -> Iterator[Work | Part]:
     """What this rank trains on in the rest of the epoch; a `Part` alone says stop."""
     config, state, team, material = rank.config, rank.state, rank.team, rank.material
     split = material.splits["train"]
-    parts = plan_epoch(
-        len(split),
-        config.batch_size,
-        first_step=state.step,
-        num_shares=team.layout.data,
-        share_index=team.data_index,
-        accumulate=config.accumulate,
+    parts = list(
+        plan_epoch(
+            len(split),
+            config.batch_size,
+            first_step=state.step,
+            num_shares=team.layout.data,
+            share_index=team.data_index,
+            accumulate=config.accumulate,
+        )
     )
     if team.layer_index > 0:
         return rank.blocks.received(parts)
@@ -254,6 +256,7 @@ def _works(rank: Rank, listener: Listener) -> Iterator[Work | Part]:
         epoch=state.epoch,
         first_step=state.step,
         augmentation=material.dataset.augmentation if config.augment else None,
+        shares=shares_by_step(parts),
     )
 
     def prepare(pixels: Tensor) -> Tensor:
@@ -412,6 +415,7 @@ class SharedSplit:
         epoch: int,
         first_step: int,
         augmentation: Augmentation | RandomResizedCrop | None,
+        shares: Mapping[int, slice] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Not for training."""
         raise NotImplementedError("shared out for testing only")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 
-from auglocal.batches import epoch_order, num_batches
+from auglocal.batches import Augmentation, ResidentSplit, epoch_order, num_batches
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError
 from auglocal.layer_costs import count_layer_costs
@@ -17,7 +18,14 @@ from auglocal.parallel.balance import (
     measured_costs,
     share_out,
 )
-from auglocal.parallel.layout import Layout, check_batch, check_ranks, parse_layout, plan_epoch
+from auglocal.parallel.layout import (
+    Layout,
+    check_batch,
+    check_ranks,
+    parse_layout,
+    plan_epoch,
+    shares_by_step,
+)
 
 
 def test_a_layout_is_read_in_any_order_and_each_rank_has_a_place_of_its_own() -> None:
@@ -112,3 +120,25 @@ def test_people_are_told_who_owns_what_and_what_to_expect() -> None:
     assert "layers 0: 2 blocks, stem to middle, 50% of the FLOPs" in text
     assert "layers 1: 1 block, head, 50% of the FLOPs" in text
     assert "2.00 times" in text
+
+
+def test_a_share_of_a_batch_is_augmented_as_in_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (23, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    split = ResidentSplit(images, torch.arange(23))
+    place: dict[str, Any] = {"seed": 1, "epoch": 2, "first_step": 1}
+    place["augmentation"] = Augmentation(padding=2, border="zero", flip=True)
+    whole = list(split.training_batches(10, **place))
+    plans = [
+        list(plan_epoch(23, 10, first_step=1, num_shares=2, share_index=index))
+        for index in range(2)
+    ]
+    first, second = (
+        list(split.training_batches(10, **place, shares=shares_by_step(parts))) for parts in plans
+    )
+    assert [part.copies for part in plans[0]] == [1, 2]
+    for tensor, one, other in zip(whole[0], first[0], second[0], strict=True):
+        assert torch.equal(tensor, torch.cat([one, other]))
+    for tensor, one, other in zip(whole[1], first[1], second[1], strict=True):
+        assert torch.equal(tensor, one)
+        assert torch.equal(tensor, other)
