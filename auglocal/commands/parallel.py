@@ -96,8 +96,8 @@ def train_in_parallel(options: argparse.Namespace) -> int:
         config = config_from_json(team.tell(lambda: _agreed_config(options).to_json()))
         placed = replace(config, device=team.device_kind if config.device != "cpu" else "cpu")
         material = team.local_first(lambda: prepare_material(placed, download=options.download))
-        folder = _open_folder(config, material, options) if team.is_first else None
         sharing = team.tell(lambda: _share_blocks(config, material, layout, options.balance))
+        folder = _open_folder(config, material, options) if team.is_first else None
         finished = _train(config, material, folder, team, sharing, requests, options)
     if folder is None:
         return DONE if finished else INTERRUPTED

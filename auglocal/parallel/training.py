@@ -137,7 +137,7 @@ def _make_rank(
     saved: dict[str, Any] | None,
 ) -> Rank:
     state = prepare_state(config, material, saved)
-    _check_draws(state.network, spans, config)
+    check_draws(state.network, spans, config)
     if config.sync_batch_norm and team.layout.data > 1:
         share_batch_norms(state.network, team)
     if team.data_index > 0:
@@ -157,7 +157,7 @@ def _make_rank(
     return rank
 
 
-def _check_draws(network: LocalNetwork, spans: tuple[range, ...], config: TrainConfig) -> None:
+def check_draws(network: LocalNetwork, spans: tuple[range, ...], config: TrainConfig) -> None:
     """Refuse blocks on two ranks that draw random numbers: each draws after the one before."""
     drawing = [
         span

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,14 @@ from tqdm import tqdm
 
 from auglocal.__main__ import main
 from auglocal.checkpoint import load_checkpoint
+from auglocal.config import TrainConfig
+from auglocal.errors import InputError
 from auglocal.files import file_sha256
 from auglocal.parallel import training
+from auglocal.parallel.gradients import running_statistics
+from auglocal.parallel.watch import Seen, Sign, find_silent
+from auglocal.rules.linear import Linear
+from auglocal.rules.registry import build_network
 from auglocal.runs import RunFolder, load_state, read_metrics
 from auglocal.step import State
 from auglocal.training import prepare_state
@@ -321,3 +329,107 @@ def test_torchrun_starts_again_by_itself_after_a_death(image_folder: Path, tmp_p
     assert process.returncode == 0, said
     assert "Rank 1 (layers 1 of 0 to 1) ended without a word" in said, said
     assert_same_run(train_alone(*common, "--out", str(tmp_path / "alone")), folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--parallel", "layers=2"], "needs 2 processes, and there is 1; start with torchrun"),
+        (["--parallel", "layers=1"], "wants to be started by torchrun"),
+        (["--parallel", "rows=1"], "--parallel takes layers=4"),
+    ],
+)
+def test_the_command_says_how_ranks_are_started(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--out", str(tmp_path / "run"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "torchrun started 2 processes, which would all do the same"),
+        (["--parallel", "layers=3"], "needs 3 processes, and there are 2"),
+        (["--parallel", "layers=2", "--seeds", "0,1"], "--seeds runs in one process"),
+        (["--parallel", "layers=2", "--dry-run"], "--dry-run runs in one process"),
+        (["--parallel", "layers=2", "--timeout", "0"], "must be at least 2 seconds, not 0"),
+        (["--parallel", "layers=2", "--block-threads", "2"], "--block-threads trains blocks"),
+    ],
+)
+def test_one_rank_refuses_what_ranks_cannot_do(
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert main(["train", *options]) == 2
+    assert message in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", *options])
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_wrong_with_a_run_is_said_once(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--timeout", "30"]
+    common += ["--modules", "2", "--out", str(tmp_path / "run"), "--parallel", "layers=3"]
+    ranks.start(3, Command(common))
+    assert sorted(str(status) for status in ranks.wait()) == ["1", "1", "2"]
+    assert ranks.said().count("2 blocks cannot be shared out among 3 ranks") == 1
+    assert "Traceback" not in ranks.said()
+    assert not (tmp_path / "run").exists()
+
+
+def test_dropout_on_two_ranks_is_refused(image_folder: Path) -> None:
+    config = TrainConfig(architecture="efficientnet-b0", rule="dgl", modules=3, width=0.25)
+    network = build_network("efficientnet-b0", config.make_rule(), 2, (3, 16, 16), 0, width=0.25)
+    training.check_draws(network, (range(0, 3),), config)
+    with pytest.raises(InputError, match=r"efficientnet-b0 draws random numbers.*data=N"):
+        training.check_draws(network, (range(0, 1), range(1, 3)), config)
+
+
+def test_a_rank_without_a_heartbeat_is_blamed_before_one_that_does_not_get_on() -> None:
+    sign = Sign(beat=3, progress=7, waiting=False, left="", host="a", pid=1)
+    assert find_silent({1: Seen(sign, 9, 9), 2: Seen(sign, 8, 8)}, now=10, limit=5) is None
+    stuck, silent = Seen(sign, 9, 2), Seen(sign, 2, 2)
+    found = find_silent({1: stuck, 2: silent}, now=10, limit=5)
+    assert found == (2, "has given no sign of life for 8 s")
+    assert find_silent({1: stuck}, now=10, limit=5) == (1, "has not got on for 8 s")
+    gone = Seen(replace(sign, left="done"), 2, 2)
+    assert find_silent({1: gone}, now=10, limit=5) is None
+
+
+def test_the_bench_times_every_layout_and_counts_what_is_sent(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "auglocal", "bench", "--parallel", "--ranks", "2", "--json"]
+    command += ["--rule", "linear", "--modules", "2", "--width", "0.25", "--image-size", "16"]
+    command += ["--batch-size", "8", "--rounds", "1", "--device", "cpu"]
+    outcome = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=PATIENCE,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    document = json.loads(outcome.stdout)
+    alone, layers, data = document["rows"]
+    assert [row["ranks"] for row in document["rows"]] == [1, 2, 2]
+    assert alone["bytes_per_step"] == 0
+    assert alone["speed_up"] == 1
+    assert data["ideal"] == 2
+    assert 1 < layers["ideal"] <= 2
+    network = build_network("resnet20", Linear(modules=2), 10, (3, 16, 16), 0, width=0.25)
+    trained = sum(parameter.numel() for parameter in network.parameters())
+    statistics = sum(tensor.numel() for tensor in running_statistics(network))
+    assert data["bytes_per_step"] == 4 * (trained + statistics)
+    features = network.run_block(0, torch.zeros(8, 3, 16, 16))
+    # Of float32, labels of int64, one word whether to go on; and once, what the tensors are.
+    every_step = features.numel() * 4 + 8 * 8 + 8
+    assert every_step <= layers["bytes_per_step"] <= every_step + 8 * 30
