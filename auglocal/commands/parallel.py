@@ -62,7 +62,8 @@ def add_parallel_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DEFAULT_TIMEOUT,
         metavar="SECONDS",
-        help="end the run when a rank has died or hung for so long (default: 300)",
+        help="end the run when a rank has died, or hung for so long; longer than any step takes "
+        "(default: 300)",
     )
 
 

@@ -62,8 +62,8 @@ class Team:
 
     def tell(self, make: Callable[[], Value]) -> Value:
         """Rank 0 makes a value, and all get it."""
-        values: list[Any] = [make() if self.is_first else None]
         with self.watch.waiting():
+            values: list[Any] = [make() if self.is_first else None]
             distributed.broadcast_object_list(values, src=0)
         told: Value = values[0]
         return told
@@ -108,11 +108,15 @@ class Team:
             distributed.barrier()
 
     def local_first(self, make: Callable[[], Value]) -> Value:
-        """Make a value on the first rank of each machine, then on the others."""
+        """Make a value on the first rank of each machine, then on the others.
+
+        However long it takes, nobody is thought to hang: it may be a download.
+        """
         is_local_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-        value = make() if is_local_first else None
-        self.meet()
-        return make() if value is None else value
+        with self.watch.waiting():
+            value = make() if is_local_first else None
+            self.meet()
+            return make() if value is None else value
 
 
 def subteam(team: Team, layout: Layout) -> Team | None:

@@ -7,8 +7,9 @@ goes on in any layout.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,7 +149,9 @@ def _make_rank(
         compile_modules(state)
     blocks = RankBlocks(config, state, spans[team.layer_index], team)
     splits: dict[str, BatchedSplit] = {
-        name: split if name == "train" else SharedSplit(split, team.rank, team.layout.size)
+        name: split
+        if name == "train"
+        else SharedSplit(split, team.rank, team.layout.size, team.watch.progress)
         for name, split in material.splits.items()
     }
     shared = replace(material, splits=splits)
@@ -382,11 +385,14 @@ class SharedSplit:
     Attributes:
         whole: the split.
         index, count: which of how many shares.
+        on_batch: called for each batch.
+        batch_size: of `batches`.
     """
 
     whole: BatchedSplit
     index: int
     count: int
+    on_batch: Callable[[], None] = lambda: None
     batch_size: int = 500
 
     @property
@@ -424,8 +430,9 @@ class SharedSplit:
         """As `BatchedSplit.batches`, of this share."""
         assert batch_size == self.batch_size, "the shares were cut for another batch size"
         if isinstance(self.whole, StreamedSplit):
-            yield from self.whole.chosen_batches(self._chosen(), batch_size)
-            return
-        for place, batch in enumerate(self.whole.batches(batch_size)):
-            if place % self.count == self.index:
-                yield batch
+            batches = self.whole.chosen_batches(self._chosen(), batch_size)
+        else:
+            batches = itertools.islice(self.whole.batches(batch_size), self.index, None, self.count)
+        for batch in batches:
+            self.on_batch()
+            yield batch

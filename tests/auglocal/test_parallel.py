@@ -38,6 +38,7 @@ from auglocal.training import prepare_state
 
 pytestmark = pytest.mark.slow
 PATIENCE = 120  # seconds that a busy machine may take for what takes two
+DIGITS = ["--dataset", "digits", "--validation-samples", "600", "--batch-size", "60"]
 MEASURED = {"seconds", "images_per_second", "peak_memory", "parallel"}
 TINY = ["--width", "0.25", "--batch-size", "10", "--validation-samples", "8", "--device", "cpu"]
 
@@ -159,7 +160,7 @@ def wait_for(happened: Callable[[], bool], processes: Sequence[BaseProcess]) -> 
 @pytest.mark.parametrize(
     ("layout", "size", "options"),
     [
-        ("layers=2", 2, ["--rule", "auglocal", "--snapshot-epochs", "0,1"]),
+        ("layers=2", 2, [*DIGITS, "--rule", "auglocal", "--snapshot-epochs", "0,1"]),
         ("layers=3", 3, ["--rule", "infopro", "--accumulate", "2"]),
         ("layers=2", 2, ["--rule", "predsim", "--precision", "bf16", "--balance", "time"]),
     ],
