@@ -6,7 +6,7 @@ stay on disk are the subject of `auglocal.streaming`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,27 +46,38 @@ class Normalisation:
     std: tuple[float, ...]
 
 
+EVERY = slice(None)
 UNCHANGED = Normalisation(mean=(0.0,), std=(1.0,))
 
 
-def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    share: slice = EVERY,
+    batch: int | None = None,
+) -> Tensor:
     """Shift and mirror each image by its own draw.
 
     Args:
         images: uint8, (N, C, H, W), on any device.
         augmentation: what may be done.
-        generator: on the CPU; N draws each of row shift, column shift and mirroring.
+        generator: on the CPU; draws for each image of the batch of row shift, column shift and
+            mirroring.
+        share: which images of their batch these are.
+        batch: images of their batch; None is N.
 
     Returns:
         uint8, (N, C, H, W), on the device of `images`.
     """
-    num_images, _, height, width = images.shape
+    height, width = images.shape[2:]
+    num_images = len(images) if batch is None else batch
     reach = 2 * augmentation.padding + 1
     shifts = torch.randint(reach, (2, num_images, 1), generator=generator) - augmentation.padding
-    rows = torch.arange(height) + shifts[0]
-    columns = torch.arange(width) + shifts[1]
+    rows = torch.arange(height) + shifts[0][share]
+    columns = torch.arange(width) + shifts[1][share]
     if augmentation.flip:
-        mirrored = torch.rand(num_images, 1, generator=generator) < 0.5
+        mirrored = (torch.rand(num_images, 1, generator=generator) < 0.5)[share]
         columns = torch.where(mirrored, columns.flip(1), columns)
     source_rows, source_columns = _reflect(rows, height), _reflect(columns, width)
     index = (source_rows[:, :, None] * width + source_columns[:, None, :]).flatten(1).unsqueeze(1)
@@ -118,6 +129,7 @@ class BatchedSplit(Protocol):
         epoch: int,
         first_step: int,
         augmentation: Augmentation | RandomResizedCrop | None,
+        shares: Mapping[int, slice] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield an epoch's batches from `first_step` on; order and draws follow from the place.
 
@@ -128,6 +140,7 @@ class BatchedSplit(Protocol):
                 augmentation.
             first_step: batches to leave out at the start.
             augmentation: None leaves the images as evaluation sees them.
+            shares: by step, which images of its batch to make; None is all of each.
 
         Yields:
             (images uint8 (N, C, H, W), labels int64 (N,)) of one batch, on the device.
@@ -161,14 +174,17 @@ class ResidentSplit:
         epoch: int,
         first_step: int,
         augmentation: Augmentation | RandomResizedCrop | None,
+        shares: Mapping[int, slice] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `BatchedSplit.training_batches`."""
         assert not isinstance(augmentation, RandomResizedCrop), "its images stay on disk"
         for step, indices in epoch_order(len(self), batch_size, seed, epoch, first_step):
-            chosen = indices.to(self.images.device)
+            share = EVERY if shares is None else shares[step]
+            chosen = indices[share].to(self.images.device)
             batch = self.images.index_select(0, chosen)  # copies whole images; indexing does not
             if augmentation is not None:
-                batch = augment(batch, augmentation, generator_at(seed, "augment", epoch, step))
+                generator = generator_at(seed, "augment", epoch, step)
+                batch = augment(batch, augmentation, generator, share, len(indices))
             yield batch, self.labels[chosen]
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -35,11 +35,16 @@ class BlockThreads:
         )
 
     def backward(
-        self, network: LocalNetwork, images: Tensor, labels: Tensor, precision: torch.dtype
+        self,
+        network: LocalNetwork,
+        images: Tensor,
+        labels: Tensor,
+        precision: torch.dtype,
+        weight: float = 1.0,
     ) -> list[BlockResult]:
         """Run every block and the backward of its loss; gradients are left on the parameters.
 
-        Args: as `LocalNetwork.local_losses`.
+        Args: as `LocalNetwork.local_losses`, and `weight`: of each loss in its gradients.
 
         Returns:
             (loss, scalar, detached; logits (N, K), detached) of each block, input to output.
@@ -55,7 +60,8 @@ class BlockThreads:
             if index + 1 < len(network.blocks):
                 start_block(index + 1, output.detach())
             loss, logits = network.block_loss(index, output, images, labels, precision)
-            loss.backward()  # type: ignore[no-untyped-call]
+            part = loss if weight == 1 else loss * weight
+            part.backward()  # type: ignore[no-untyped-call]
             return loss.detach(), logits.detach()
 
         start_block(0, images)

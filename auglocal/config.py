@@ -86,6 +86,12 @@ class TrainConfig:
         False,
         "step a block's weights right after its backward, and free its gradients: same result",
     )
+    accumulate: int = option(
+        1, "parts that a batch is worked through in, one after the other; their gradients add up"
+    )
+    sync_batch_norm: bool = option(
+        False, "--parallel data=N: BatchNorm sees the whole batch, not a rank's share of it"
+    )
     compile: bool = option(False, "compile blocks with torch.compile (a minute or more at first)")
     cuda_graph: bool = option(True, "CUDA: record a training step once, and replay it")
     block_threads: int = option(
@@ -172,6 +178,7 @@ DEVICE_NAMES = ("auto", "cpu", "cuda", "mps")
 SMALLEST = {
     "epochs": 1,
     "batch_size": 2,
+    "accumulate": 1,
     "block_threads": 1,
     "momentum": 0,
     "weight_decay": 0,

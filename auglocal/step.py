@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from auglocal.concurrency import BlockThreads
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError, WorkError
 from auglocal.network import LocalNetwork
+from auglocal.parallel.layout import count_parts, cut_evenly
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Where PyTorch moves all weights of a step in one kernel.
@@ -118,6 +120,7 @@ def train_step(
     *,
     recompute: bool = False,
     step_per_block: bool = False,
+    accumulate: int = 1,
     threads: BlockThreads | None = None,
 ) -> None:
     """One batch: every block's loss backward at once, then a step of the optimizer.
@@ -131,18 +134,26 @@ def train_step(
         recompute: as `recompute_blocks` there.
         step_per_block: step a block's weights right after its backward. No block's weights are in
             another's loss, so the result is that of one step at the end.
+        accumulate: work through the batch in so many parts, see `cut_batch`.
         threads: train blocks at the same time on these; with neither of the two options before.
     """
     set_rate(state.optimizer, rate)
     if threads is None:
         move_weights(
-            state, images, labels, precision, recompute=recompute, step_per_block=step_per_block
+            state,
+            images,
+            labels,
+            precision,
+            recompute=recompute,
+            step_per_block=step_per_block,
+            accumulate=accumulate,
         )
     else:
         state.optimizer.zero_grad(set_to_none=True)
-        results = threads.backward(state.network, images, labels, precision)
-        _apply_gradients(state.optimizer)
-        _add_sums(state, labels, *zip(*results, strict=True))
+        for part, part_labels, weight in cut_batch(images, labels, accumulate):
+            results = threads.backward(state.network, part, part_labels, precision, weight)
+            add_sums(state, part_labels, *zip(*results, strict=True))
+        apply_gradients(state.optimizer)
     count_step(state, len(labels))
 
 
@@ -166,34 +177,73 @@ def move_weights(
     *,
     recompute: bool,
     step_per_block: bool,
+    accumulate: int = 1,
 ) -> None:
     """The part of `train_step` that computes on the device, and nothing that asks it for a value.
 
     Args: as there; the learning rate is the optimizer's.
     """
     state.optimizer.zero_grad(set_to_none=True)
-    losses, logits_by_block = [], []
-    for _, loss, logits in state.network.local_losses(
-        images, labels, precision, recompute_blocks=recompute
-    ):
-        loss.backward()  # type: ignore[no-untyped-call]
-        if step_per_block:
-            _apply_gradients(state.optimizer)
-        losses.append(loss.detach())
-        logits_by_block.append(logits)
-    _apply_gradients(state.optimizer)
-    _add_sums(state, labels, losses, logits_by_block)
+    images_left = len(labels)
+    for part, part_labels, weight in cut_batch(images, labels, accumulate):
+        images_left -= len(part_labels)
+        losses, logits_by_block = [], []
+        for _, loss, logits in state.network.local_losses(
+            part, part_labels, precision, recompute_blocks=recompute
+        ):
+            weighted(loss, weight).backward()  # type: ignore[no-untyped-call]
+            if step_per_block and images_left == 0:
+                apply_gradients(state.optimizer)
+            losses.append(loss.detach())
+            logits_by_block.append(logits)
+        add_sums(state, part_labels, losses, logits_by_block)
+    apply_gradients(state.optimizer)
 
 
-def _add_sums(
-    state: State, labels: Tensor, losses: Sequence[Tensor], logits: Sequence[Tensor]
+def cut_batch(
+    images: Tensor, labels: Tensor, accumulate: int
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Yield (images, labels, share of the batch) of each part that goes through the blocks at once.
+
+    Parts differ by one image at most, and have two at least: BatchNorm needs them.
+    """
+    num_parts = count_parts(len(labels), accumulate)
+    edges = cut_evenly(0, len(labels), num_parts)
+    for start, stop in pairwise(edges):
+        yield images[start:stop], labels[start:stop], (stop - start) / len(labels)
+
+
+def weighted(loss: Tensor, weight: float) -> Tensor:
+    """A part's share of the batch's mean loss."""
+    return loss if weight == 1 else loss * weight
+
+
+def add_sums(
+    state: State,
+    labels: Tensor,
+    losses: Sequence[Tensor],
+    logits: Sequence[Tensor],
+    *,
+    first_block: int = 0,
+    copies: int = 1,
 ) -> None:
-    """Add a batch's losses and right answers, by block, to the epoch's."""
-    state.losses += torch.stack(list(losses)) * len(labels)
-    state.correct += torch.stack([(block.argmax(dim=1) == labels).sum() for block in logits])
+    """Add a batch's losses and right answers to the epoch's sums, of each block from `first_block`.
+
+    Args:
+        state: whose sums they are.
+        labels: (N,).
+        losses: mean loss of each block.
+        logits: (N, K) of each block.
+        first_block: index of the first of these blocks.
+        copies: ranks that train on these images; each counts its part of them.
+    """
+    blocks = slice(first_block, first_block + len(losses))
+    state.losses[blocks] += torch.stack(list(losses)) * (len(labels) / copies)
+    answers = [(block.argmax(dim=1) == labels).sum() for block in logits]
+    state.correct[blocks] += torch.stack(answers) / copies
 
 
-def _apply_gradients(optimizer: torch.optim.Optimizer) -> None:
+def apply_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Step the parameters that have a gradient, and free it; the others stay as they are."""
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -205,6 +255,7 @@ def step_options(config: TrainConfig) -> dict[str, Any]:
         "precision": PRECISIONS[config.precision],
         "recompute": config.recompute,
         "step_per_block": config.step_per_block,
+        "accumulate": config.accumulate,
     }
 
 

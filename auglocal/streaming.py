@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from auglocal.batches import Augmentation, RandomResizedCrop, augment, epoch_order
+from auglocal.batches import EVERY, Augmentation, RandomResizedCrop, augment, epoch_order
 from auglocal.errors import InputError, WorkError
 from auglocal.image_folder import FileReader, to_tensor
 from auglocal.randomness import derive_seed, generator_at
@@ -261,6 +261,7 @@ class StreamedSplit:
         epoch: int,
         first_step: int,
         augmentation: Augmentation | RandomResizedCrop | None,
+        shares: Mapping[int, slice] | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As `BatchedSplit.training_batches`; of images in memory, the same batches."""
         draw = None
@@ -268,11 +269,13 @@ class StreamedSplit:
             _, height, width = self.image_shape
             draw = CropDraw(augmentation, (height, width), seed, epoch)
         order = list(epoch_order(len(self), batch_size, seed, epoch, first_step))
-        batches = self._read([indices for _, indices in order], draw)
-        for (step, _), (images, labels) in zip(order, batches, strict=True):
+        cuts = [EVERY if shares is None else shares[step] for step, _ in order]
+        chosen = [indices[share] for (_, indices), share in zip(order, cuts)]
+        batches = self._read(chosen, draw)
+        for (step, indices), share, (images, labels) in zip(order, cuts, batches, strict=True):
             if isinstance(augmentation, Augmentation):
                 generator = generator_at(seed, "augment", epoch, step)
-                images = augment(images, augmentation, generator)
+                images = augment(images, augmentation, generator, share, len(indices))
             yield images, labels
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

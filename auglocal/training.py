@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -111,7 +111,9 @@ def train(config: TrainConfig, material: Material, folder: RunFolder, listener: 
     cut_metrics(folder, state.epoch)
     if state.epoch == 0 and state.step == 0:
         if 0 in config.snapshot_epochs:
-            save_snapshot(config, material, state, folder, measure(config, material, state))
+            save_snapshot(
+                config, material, state, folder, measure_accuracies(config, material, state)
+            )
         save_run_state(folder, config, state)
     steps_per_epoch = material.steps_per_epoch(config.batch_size)
     stepper = Stepper(config, state, listener.on_warning)
@@ -209,12 +211,25 @@ def close_epoch(
     state: State,
     folder: RunFolder,
     steps_per_epoch: int,
+    *,
+    measure: Measure | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate, write the epoch's files, and commit them by writing resume.pt last."""
-    metrics = _epoch_metrics(config, state, steps_per_epoch)
+    """Evaluate, write the epoch's files, and commit them by writing resume.pt last.
+
+    Args:
+        config: of the run.
+        material: what it learns from.
+        state: goes on to the next epoch.
+        folder: where the files go.
+        steps_per_epoch: batches of an epoch.
+        measure: how to evaluate; None is `measure_accuracies`.
+        extra: what else the epoch's line in metrics.jsonl shall say.
+    """
+    metrics = {**_epoch_metrics(config, state, steps_per_epoch), **(extra or {})}
     state.epoch += 1
     state.reset_sums()
-    accuracies = measure(config, material, state)
+    accuracies = (measure or measure_accuracies)(config, material, state)
     for split, accuracy in accuracies.items():
         metrics[f"{split}_accuracy"] = accuracy.backbone.value
         if accuracy.local is not None:
@@ -241,20 +256,46 @@ class SplitAccuracy:
     local: dict[str, float] | None = None
 
 
-def measure(config: TrainConfig, material: Material, state: State) -> dict[str, SplitAccuracy]:
+Measure = Callable[[TrainConfig, Material, State], dict[str, SplitAccuracy]]
+
+
+def measure_accuracies(
+    config: TrainConfig, material: Material, state: State
+) -> dict[str, SplitAccuracy]:
     """Accuracies by split: of the backbone, and of every block at snapshots and at the end."""
-    every_block = state.epoch in (*config.snapshot_epochs, config.epochs)
-    measured: dict[str, SplitAccuracy] = {}
+    every_block = tests_every_block(config, state)
+    return as_split_accuracies(count_answers(config, material, state), every_block=every_block)
+
+
+def tests_every_block(config: TrainConfig, state: State) -> bool:
+    """Whether the auxiliary networks are tested too, as they are at snapshots and at the end."""
+    return state.epoch in (*config.snapshot_epochs, config.epochs)
+
+
+def count_answers(
+    config: TrainConfig, material: Material, state: State
+) -> dict[str, dict[str, Accuracy]]:
+    """Right answers by split and block; of the backbone alone where that is all to be tested."""
+    counted = {}
     for name in ("validation", "test"):
         if name not in material.splits:
             continue
         images = (material.splits[name], material.mean, material.std)
-        if every_block:
-            by_block = evaluate_blocks(state.network, *images)
-            local = {block: accuracy.value for block, accuracy in by_block.items()}
-            measured[name] = SplitAccuracy(by_block[OUTPUT_BLOCK], local)
+        if tests_every_block(config, state):
+            counted[name] = evaluate_blocks(state.network, *images)
         else:
-            measured[name] = SplitAccuracy(evaluate(state.network.backbone, *images))
+            counted[name] = {OUTPUT_BLOCK: evaluate(state.network.backbone, *images)}
+    return counted
+
+
+def as_split_accuracies(
+    counted: Mapping[str, Mapping[str, Accuracy]], *, every_block: bool
+) -> dict[str, SplitAccuracy]:
+    """Counts by split and block as fractions."""
+    measured = {}
+    for split, by_block in counted.items():
+        local = {block: accuracy.value for block, accuracy in by_block.items()}
+        measured[split] = SplitAccuracy(by_block[OUTPUT_BLOCK], local if every_block else None)
     return measured
 
 

@@ -19,6 +19,8 @@ from auglocal.bench import (
     time_steps,
     ways_to_train,
 )
+from auglocal.commands.parallel import refuse_idle_ranks
+from auglocal.commands.parallel_bench import add_parallel_bench, bench_ranks
 from auglocal.commands.shared import DONE, add_config_options, given_config
 from auglocal.config import TrainConfig
 from auglocal.device import choose_device
@@ -57,10 +59,13 @@ def add_bench(commands: Any) -> None:
     parser.add_argument("--image-size", dest="size", type=int, default=32, help="pixels (32)")
     parser.add_argument("--rounds", type=int, default=7, help="steps by each way (default: 7)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    add_parallel_bench(parser)
 
 
 def run_bench(options: argparse.Namespace) -> int:
     """Time every way, and print them."""
+    if not options.parallel:
+        refuse_idle_ranks()
     if options.num_classes < 2 or options.size < 8 or options.rounds < 1:
         raise InputError(
             "A bench needs at least 2 classes, images of 8 pixels and 1 round; give other "
@@ -71,6 +76,8 @@ def run_bench(options: argparse.Namespace) -> int:
     input_size = (3, options.size, options.size)
     # Refuses images that are too small for it before a progress bar is shown.
     build_meta_backbone(config.architecture, options.num_classes, input_size, config.width)
+    if options.parallel:
+        return bench_ranks(Subject(config, options.num_classes, input_size), options)
     document = _measure(Subject(config, options.num_classes, input_size), device, options.rounds)
     print(json.dumps(document) if options.json else bench_table(document))
     return DONE

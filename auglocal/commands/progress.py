@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -21,33 +21,61 @@ def train_with_progress(
     config: TrainConfig, material: Material, folder: RunFolder, *, tensorboard: bool
 ) -> bool:
     """Train under a progress bar; Ctrl-C (or SIGTERM) stops after the batch in progress."""
-    stop_requests: list[int] = []
+    with (
+        stop_requests(again=_interrupt) as requests,
+        progress_listener(config, folder, requests, tensorboard=tensorboard) as listener,
+    ):
+        return train(config, material, folder, listener)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def stop_requests(again: Callable[[], None]) -> Iterator[list[int]]:
+    """Collect Ctrl-C and SIGTERM meanwhile, instead of ending at once.
+
+    Args:
+        again: called at every request after the first.
+
+    Yields:
+        The numbers of the signals so far.
+    """
+    requests: list[int] = []
 
     def request_stop(number: int, frame: object) -> None:
-        if stop_requests:
-            raise KeyboardInterrupt
-        stop_requests.append(number)
+        if requests:
+            again()
+        requests.append(number)
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in handlers:
         signal.signal(number, request_stop)
     try:
-        with contextlib.ExitStack() as stack:
-            log = stack.enter_context(tensorboard_log(folder)) if tensorboard else _log_nothing
-            # Any delay keeps the bar away until the first step: a saved state may yet be refused.
-            bar = stack.enter_context(
-                tqdm(unit="step", dynamic_ncols=True, file=sys.stderr, delay=1e-3)
-            )
-            listener = Listener(
-                on_step=lambda report: _show_step(bar, report),
-                on_epoch=lambda metrics: _show_epoch(bar, config, metrics, log),
-                should_stop=lambda: bool(stop_requests),
-                on_warning=lambda text: bar.write(text, file=sys.stderr),
-            )
-            return train(config, material, folder, listener)
+        yield requests
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def progress_listener(
+    config: TrainConfig, folder: RunFolder, requests: Sequence[int], *, tensorboard: bool
+) -> Iterator[Listener]:
+    """A listener that shows a progress bar, and stops when `requests` is not empty."""
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(tensorboard_log(folder)) if tensorboard else _log_nothing
+        # Any delay keeps the bar away until the first step: a saved state may yet be refused.
+        bar = stack.enter_context(
+            tqdm(unit="step", dynamic_ncols=True, file=sys.stderr, delay=1e-3)
+        )
+        yield Listener(
+            on_step=lambda report: _show_step(bar, report),
+            on_epoch=lambda metrics: _show_epoch(bar, config, metrics, log),
+            should_stop=lambda: bool(requests),
+            on_warning=lambda text: bar.write(text, file=sys.stderr),
+        )
 
 
 def _log_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from auglocal.pretrained import read_pretrained
 from auglocal.recipe import read_recipe
 from auglocal.rules.auglocal import LOCAL_LOSSES
 from auglocal.rules.registry import RULES
+from auglocal.runs import RunFolder, read_metrics
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 CHOICES = {
@@ -148,3 +150,36 @@ def check_start(config: TrainConfig, material: Material) -> None:
         auxiliaries = config.make_rule().build(backbone).auxiliaries
     pretrained = read_pretrained(backbone, config.architecture, config.pretrained, auxiliaries)
     print(f"auglocal train: {pretrained.sentence(material.num_classes)}", file=sys.stderr)
+
+
+def default_out(config: TrainConfig, options: argparse.Namespace) -> Path:
+    """The folder that `--out` names, or the usual one."""
+    if options.out is not None:
+        return Path(options.out)
+    data = Path(config.dataset.partition(":")[2] or config.dataset).name
+    seeds = f"seed{config.seed}" if options.seeds is None else "seeds"
+    return Path("runs") / f"{data}-{config.architecture}-{config.rule}-{seeds}"
+
+
+def say_outcome(folder: RunFolder, finished: bool, options: argparse.Namespace) -> int:
+    """Print what came out of a training run, and how to go on."""
+    lines = read_metrics(folder)
+    outcome = {
+        "run": str(folder.path),
+        "finished": finished,
+        "checkpoint": str(folder.checkpoint) if folder.checkpoint.exists() else None,
+        "metrics": lines[-1] if lines else None,
+    }
+    if options.json:
+        print(json.dumps(outcome))
+    elif lines:
+        print(f"test accuracy {lines[-1]['test_accuracy']:.4f} after epoch {lines[-1]['epoch']}")
+        print(f"checkpoint    {folder.checkpoint}")
+    if finished:
+        return DONE
+    print(
+        f"Stopped with everything saved; go on with: python -m auglocal train --resume "
+        f"{folder.path}",
+        file=sys.stderr,
+    )
+    return INTERRUPTED

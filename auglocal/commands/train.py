@@ -12,23 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from auglocal.acceleration import Stepper
+from auglocal.commands.parallel import (
+    add_parallel_options,
+    refuse_idle_ranks,
+    train_in_parallel,
+)
 from auglocal.commands.progress import train_with_progress
 from auglocal.commands.seeds import check_new_seeds, resume_seeds, train_seeds
 from auglocal.commands.shared import (
     DONE,
-    INTERRUPTED,
     add_config_options,
     check_start,
     chosen_config,
+    default_out,
     report_skipped,
     resumed_config,
+    say_outcome,
     whole_numbers,
 )
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError
 from auglocal.material import Material, prepare_material
 from auglocal.plan import make_plan
-from auglocal.runs import RunFolder, create_run, open_run, read_metrics
+from auglocal.runs import RunFolder, create_run, open_run
 from auglocal.series import is_series
 from auglocal.step import memory_format
 from auglocal.tensorboard_log import require_tensorboard
@@ -61,18 +67,22 @@ def add_train(commands: Any) -> None:
         "--tensorboard", action="store_true", help="log to the run folder's tensorboard/ too"
     )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    add_parallel_options(parser)
 
 
 def run_train(options: argparse.Namespace) -> int:
     """Train, or go on training; everything is saved when it ends, however it ends."""
     if options.tensorboard:
         require_tensorboard()
+    if options.parallel is not None:
+        return train_in_parallel(options)
+    refuse_idle_ranks()
     if options.resume is not None:
         return _resume(options)
     if options.seeds is not None:
         check_new_seeds(options)
     config = TrainConfig(**chosen_config(options))
-    out = _out_folder(config, options)
+    out = default_out(config, options)
     if options.seeds is not None and not options.dry_run:
         return train_seeds(options, config, out)
     material = prepare_material(config, download=options.download)
@@ -103,39 +113,7 @@ def _train(
     config: TrainConfig, material: Material, folder: RunFolder, options: argparse.Namespace
 ) -> int:
     finished = train_with_progress(config, material, folder, tensorboard=options.tensorboard)
-    return _say_outcome(folder, finished, options)
-
-
-def _out_folder(config: TrainConfig, options: argparse.Namespace) -> Path:
-    if options.out is not None:
-        return Path(options.out)
-    data = Path(config.dataset.partition(":")[2] or config.dataset).name
-    seeds = f"seed{config.seed}" if options.seeds is None else "seeds"
-    return Path("runs") / f"{data}-{config.architecture}-{config.rule}-{seeds}"
-
-
-def _say_outcome(folder: RunFolder, finished: bool, options: argparse.Namespace) -> int:
-    """Print what came out, and how to go on."""
-    lines = read_metrics(folder)
-    outcome = {
-        "run": str(folder.path),
-        "finished": finished,
-        "checkpoint": str(folder.checkpoint) if folder.checkpoint.exists() else None,
-        "metrics": lines[-1] if lines else None,
-    }
-    if options.json:
-        print(json.dumps(outcome))
-    elif lines:
-        print(f"test accuracy {lines[-1]['test_accuracy']:.4f} after epoch {lines[-1]['epoch']}")
-        print(f"checkpoint    {folder.checkpoint}")
-    if finished:
-        return DONE
-    print(
-        f"Stopped with everything saved; go on with: python -m auglocal train --resume "
-        f"{folder.path}",
-        file=sys.stderr,
-    )
-    return INTERRUPTED
+    return say_outcome(folder, finished, options)
 
 
 def _dry_run(config: TrainConfig, material: Material, options: argparse.Namespace) -> int:
@@ -153,7 +131,7 @@ def _dry_run(config: TrainConfig, material: Material, options: argparse.Namespac
     seconds = _seconds_per_step(config, material) * steps
     outcome = {
         "config": config.portable(),
-        "out": str(_out_folder(config, options)),
+        "out": str(default_out(config, options)),
         "training_images": len(material.splits["train"]),
         "runs": num_runs,
         "steps": steps,

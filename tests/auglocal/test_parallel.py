@@ -1,0 +1,436 @@
+"""Training spread over ranks: the weights of one process, and what happens when a rank dies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from auglocal.__main__ import main
+from auglocal.checkpoint import load_checkpoint
+from auglocal.config import TrainConfig
+from auglocal.errors import InputError
+from auglocal.files import file_sha256
+from auglocal.parallel import training
+from auglocal.parallel.gradients import running_statistics
+from auglocal.parallel.watch import Seen, Sign, find_silent
+from auglocal.rules.linear import Linear
+from auglocal.rules.registry import build_network
+from auglocal.runs import RunFolder, load_state, read_metrics
+from auglocal.step import State
+from auglocal.training import prepare_state
+
+pytestmark = pytest.mark.slow
+PATIENCE = 120  # seconds that a busy machine may take for what takes two
+DIGITS = ["--dataset", "digits", "--validation-samples", "600", "--batch-size", "60"]
+MEASURED = {"seconds", "images_per_second", "peak_memory", "parallel"}
+TINY = ["--width", "0.25", "--batch-size", "10", "--validation-samples", "8", "--device", "cpu"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def be_rank(rank: int, size: int, port: int, log: str, action: Callable[[], int]) -> None:
+    """Do something as torchrun would have it done, with what it says in a file."""
+    for descriptor in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())
+    raise SystemExit(action())
+
+
+class Command:
+    """A command, as something that can be sent to another process."""
+
+    def __init__(self, options: Sequence[str]) -> None:
+        self.options = list(options)
+
+    def __call__(self) -> int:
+        return main(["train", *self.options])
+
+
+class Ranks:
+    """Processes on this machine, forked from one that has imported PyTorch."""
+
+    def __init__(self, folder: Path) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["auglocal.__main__", "auglocal.parallel.training"])
+        self._folder = folder
+        self._num_starts = 0
+        self._all: list[BaseProcess] = []
+        self.processes: list[BaseProcess] = []
+
+    def start(self, size: int, action: Callable[[], int]) -> None:
+        self._num_starts += 1
+        port = free_port()
+        self.processes = []
+        for rank in range(size):
+            process = self._context.Process(
+                target=be_rank, args=(rank, size, port, str(self.log(rank)), action)
+            )
+            process.start()
+            self.processes.append(process)
+            self._all.append(process)
+
+    def log(self, rank: int) -> Path:
+        return self._folder / f"start-{self._num_starts}-rank-{rank}.log"
+
+    def said(self) -> str:
+        logs = (self.log(rank) for rank in range(len(self.processes)))
+        return "\n".join(log.read_text() for log in logs if log.exists())
+
+    def wait(self) -> list[int | None]:
+        """Exit statuses."""
+        for process in self.processes:
+            process.join(PATIENCE)
+        return [process.exitcode for process in self.processes]
+
+    def train(self, layout: str, size: int, *options: str) -> None:
+        """Run the command to its end."""
+        self.start(size, Command([*options, "--parallel", layout, "--timeout", "100"]))
+        assert self.wait() == [0] * size, self.said()
+
+    def clean_up(self) -> None:
+        for process in self._all:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Iterator[Ranks]:
+    started = Ranks(tmp_path)
+    yield started
+    started.clean_up()
+
+
+def train_alone(*options: str) -> RunFolder:
+    assert main(["train", *options]) == 0
+    return RunFolder(Path(options[options.index("--out") + 1]))
+
+
+def assert_same_run(one: RunFolder, other: RunFolder) -> None:
+    """Equal to the last bit, but for what was measured by the clock."""
+    for path in (one.checkpoint, one.best, *one.path.glob("snapshots/*")):
+        assert file_sha256(path) == file_sha256(other.path / path.relative_to(one.path)), path
+    for line, same in zip(read_metrics(one), read_metrics(other), strict=True):
+        assert line.keys() - MEASURED == same.keys() - MEASURED
+        assert all(line[name] == same[name] for name in line.keys() - MEASURED)
+    saved, again = load_state(one), load_state(other)
+    assert saved is not None
+    assert again is not None
+    assert saved["optimizer"]["param_groups"] == again["optimizer"]["param_groups"]
+    momenta, others = saved["optimizer"]["state"], again["optimizer"]["state"]
+    assert momenta.keys() == others.keys()
+    for index, values in momenta.items():
+        assert torch.equal(values["momentum_buffer"], others[index]["momentum_buffer"])
+
+
+def wait_for(happened: Callable[[], bool], processes: Sequence[BaseProcess]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline
+        assert all(process.is_alive() for process in processes)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("layout", "size", "options"),
+    [
+        ("layers=2", 2, [*DIGITS, "--rule", "auglocal", "--snapshot-epochs", "0,1"]),
+        ("layers=3", 3, ["--rule", "infopro", "--accumulate", "2"]),
+        ("layers=2", 2, ["--rule", "predsim", "--precision", "bf16", "--balance", "time"]),
+    ],
+)
+def test_ranks_that_own_blocks_train_the_weights_of_one_process(
+    layout: str, size: int, options: list[str], image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "2", *options]
+    ranks.train(layout, size, *common, "--out", str(tmp_path / "ranks"))
+    if "--balance" in common:
+        common = common[: common.index("--balance")]
+    alone = train_alone(*common, "--out", str(tmp_path / "alone"))
+    assert_same_run(alone, RunFolder(tmp_path / "ranks"))
+    assert "expected speed-up" in ranks.said()
+
+
+class KeepNetwork:
+    """The command, which leaves the network as this rank has it after the last step."""
+
+    def __init__(self, folder: Path, options: Sequence[str]) -> None:
+        self.folder, self.options = folder, list(options)
+
+    def __call__(self) -> int:
+        def prepare(*arguments: Any) -> State:
+            self.state = prepare_state(*arguments)
+            return self.state
+
+        training.prepare_state = prepare
+        status = main(["train", *self.options])
+        content = {**self.state.network.state_dict()}
+        torch.save(content, self.folder / f"rank-{os.environ['RANK']}.pt")
+        return status
+
+
+@pytest.mark.parametrize("options", [[], ["--sync-batch-norm", "--accumulate", "2"]])
+@pytest.mark.parametrize(("layout", "size"), [("data=2", 2), ("layers=2,data=2", 4)])
+def test_ranks_that_share_batches_stay_equal_to_the_last_bit(
+    layout: str, size: int, options: list[str], image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    # The last batch is too small to share: 40 = 37 + 3.
+    common = ["--width", "0.25", "--batch-size", "37", "--validation-samples", "8", *options]
+    common += ["--device", "cpu", "--dataset", f"imagefolder:{image_folder}", "--epochs", "1"]
+    common += ["--modules", "3", "--parallel", layout, "--out", str(tmp_path / "run")]
+    ranks.start(size, KeepNetwork(tmp_path, common))
+    assert ranks.wait() == [0] * size, ranks.said()
+    networks = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(size)]
+    for network in networks[1:]:
+        assert network.keys() == networks[0].keys()
+        assert all(torch.equal(network[key], value) for key, value in networks[0].items())
+
+
+@pytest.mark.parametrize("rule", ["bp", "auglocal"])
+def test_two_shares_of_a_batch_with_one_batch_norm_learn_what_the_batch_teaches(
+    rule: str, image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "1", "--rule", rule]
+    common += ["--learning-rate", "0.01"]
+    ranks.train("data=2", 2, *common, "--sync-batch-norm", "--out", str(tmp_path / "ranks"))
+    alone = train_alone(*common, "--out", str(tmp_path / "alone"))
+    shared = load_checkpoint(tmp_path / "ranks" / "checkpoint.safetensors")
+    whole = load_checkpoint(alone.checkpoint)
+    for key, value in {**whole.backbone, **whole.auxiliary}.items():
+        other = {**shared.backbone, **shared.auxiliary}[key]
+        torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-4, msg=key)
+    line, same = (read_metrics(RunFolder(tmp_path / name))[0] for name in ("alone", "ranks"))
+    assert same["losses"] == pytest.approx(line["losses"], rel=1e-3)
+    assert same["parallel"] == "layers=1,data=2"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_ends_the_run_and_is_named_and_any_layout_goes_on(
+    victim: int, image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "8"]
+    common += ["--rule", "dgl", "--modules", "4"]
+    folder = RunFolder(tmp_path / "killed")
+    start = [*common, "--out", str(folder.path), "--parallel", "layers=2", "--timeout", "20"]
+    ranks.start(2, Command(start))
+    wait_for(lambda: len(read_metrics(folder)) >= 2, ranks.processes)
+    ranks.processes[victim].kill()
+    began = time.monotonic()
+    statuses = ranks.wait()
+    assert time.monotonic() - began < 20
+    assert statuses[victim] == -signal.SIGKILL
+    assert statuses[1 - victim] == 1
+    assert ranks.said().count(f"Rank {victim} (layers {victim} of 0 to 1) ended") == 1
+    assert "Traceback" not in ranks.said()
+    saved = load_state(folder)
+    assert saved is not None
+    assert 1 <= saved["epoch"] < 8
+    # From two layouts to a third, and the other way round.
+    if victim == 0:
+        ranks.train("layers=3", 3, "--resume", str(folder.path), "--device", "cpu")
+    else:
+        assert main(["train", "--resume", str(folder.path)]) == 0
+    assert_same_run(train_alone(*common, "--out", str(tmp_path / "alone")), folder)
+
+
+def test_a_rank_that_hangs_ends_the_run_within_the_timeout(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "50"]
+    common += ["--parallel", "layers=2", "--timeout", "4", "--out", str(tmp_path / "run")]
+    ranks.start(2, Command(common))
+    wait_for(lambda: len(read_metrics(RunFolder(tmp_path / "run"))) >= 1, ranks.processes)
+    os.kill(ranks.processes[1].pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert ranks.wait() == [1, -signal.SIGKILL]
+    assert time.monotonic() - began < 4 + 1
+    assert "Rank 1 (layers 1 of 0 to 1) has given no sign of life for" in ranks.said()
+
+
+def test_a_wish_to_stop_ends_all_ranks_after_the_same_step_and_one_process_goes_on(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "8"]
+    common += ["--modules", "3", "--rule", "infopro", "--accumulate", "2"]
+    folder = RunFolder(tmp_path / "stopped")
+    start = [*common, "--out", str(folder.path), "--parallel", "layers=2", "--timeout", "60"]
+    ranks.start(2, Command(start))
+    wait_for(lambda: len(read_metrics(folder)) >= 1, ranks.processes)
+    for process in ranks.processes:
+        process.terminate()
+    assert ranks.wait() == [130, 130], ranks.said()
+    assert "Stopped with everything saved" in ranks.said()
+    assert main(["train", "--resume", str(folder.path)]) == 0
+    assert_same_run(train_alone(*common, "--out", str(tmp_path / "alone")), folder)
+
+
+def test_a_loss_that_is_no_number_is_reported_once_by_the_rank_that_owns_the_block(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--learning-rate", "1e30"]
+    common += ["--out", str(tmp_path / "run"), "--parallel", "layers=2", "--timeout", "30"]
+    ranks.start(2, Command(common))
+    assert ranks.wait() == [1, 1]
+    said = ranks.said()
+    assert said.count("became NaN or infinite") == 1
+    assert "ended without a word" not in said
+    assert "Traceback" not in said
+
+
+def test_torchrun_starts_again_by_itself_after_a_death(image_folder: Path, tmp_path: Path) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "8"]
+    common += ["--rule", "linear", "--modules", "2"]
+    folder = RunFolder(tmp_path / "run")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--max-restarts", "1", "--master-port", str(free_port()), "-m", "auglocal"]
+    process = subprocess.Popen(
+        [*torchrun, "train", *common, "--out", str(folder.path), "--parallel", "layers=2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while len(read_metrics(folder)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        said, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said
+    assert "Rank 1 (layers 1 of 0 to 1) ended without a word" in said, said
+    assert_same_run(train_alone(*common, "--out", str(tmp_path / "alone")), folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--parallel", "layers=2"], "needs 2 processes, and there is 1; start with torchrun"),
+        (["--parallel", "layers=1"], "wants to be started by torchrun"),
+        (["--parallel", "rows=1"], "--parallel takes layers=4"),
+    ],
+)
+def test_the_command_says_how_ranks_are_started(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--out", str(tmp_path / "run"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "torchrun started 2 processes, which would all do the same"),
+        (["--parallel", "layers=3"], "needs 3 processes, and there are 2"),
+        (["--parallel", "layers=2", "--seeds", "0,1"], "--seeds runs in one process"),
+        (["--parallel", "layers=2", "--dry-run"], "--dry-run runs in one process"),
+        (["--parallel", "layers=2", "--timeout", "0"], "must be at least 2 seconds, not 0"),
+        (["--parallel", "layers=2", "--block-threads", "2"], "--block-threads trains blocks"),
+    ],
+)
+def test_one_rank_refuses_what_ranks_cannot_do(
+    options: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert main(["train", *options]) == 2
+    assert message in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", *options])
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_wrong_with_a_run_is_said_once(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--timeout", "30"]
+    common += ["--modules", "2", "--out", str(tmp_path / "run"), "--parallel", "layers=3"]
+    ranks.start(3, Command(common))
+    assert sorted(str(status) for status in ranks.wait()) == ["1", "1", "2"]
+    assert ranks.said().count("2 blocks cannot be shared out among 3 ranks") == 1
+    assert "Traceback" not in ranks.said()
+    assert not (tmp_path / "run").exists()
+
+
+def test_dropout_on_two_ranks_is_refused(image_folder: Path) -> None:
+    config = TrainConfig(architecture="efficientnet-b0", rule="dgl", modules=3, width=0.25)
+    network = build_network("efficientnet-b0", config.make_rule(), 2, (3, 16, 16), 0, width=0.25)
+    training.check_draws(network, (range(0, 3),), config)
+    with pytest.raises(InputError, match=r"efficientnet-b0 draws random numbers.*data=N"):
+        training.check_draws(network, (range(0, 1), range(1, 3)), config)
+
+
+def test_a_rank_without_a_heartbeat_is_blamed_before_one_that_does_not_get_on() -> None:
+    sign = Sign(beat=3, progress=7, waiting=False, left="", host="a", pid=1)
+    assert find_silent({1: Seen(sign, 9, 9), 2: Seen(sign, 8, 8)}, now=10, limit=5) is None
+    stuck, silent = Seen(sign, 9, 2), Seen(sign, 2, 2)
+    found = find_silent({1: stuck, 2: silent}, now=10, limit=5)
+    assert found == (2, "has given no sign of life for 8 s")
+    assert find_silent({1: stuck}, now=10, limit=5) == (1, "has not got on for 8 s")
+    gone = Seen(replace(sign, left="done"), 2, 2)
+    assert find_silent({1: gone}, now=10, limit=5) is None
+
+
+def test_the_bench_times_every_layout_and_counts_what_is_sent(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "auglocal", "bench", "--parallel", "--ranks", "2", "--json"]
+    command += ["--rule", "linear", "--modules", "2", "--width", "0.25", "--image-size", "16"]
+    command += ["--batch-size", "8", "--rounds", "1", "--device", "cpu"]
+    outcome = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=PATIENCE,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    document = json.loads(outcome.stdout)
+    alone, layers, data = document["rows"]
+    assert [row["ranks"] for row in document["rows"]] == [1, 2, 2]
+    assert alone["bytes_per_step"] == 0
+    assert alone["speed_up"] == 1
+    assert data["ideal"] == 2
+    assert 1 < layers["ideal"] <= 2
+    network = build_network("resnet20", Linear(modules=2), 10, (3, 16, 16), 0, width=0.25)
+    trained = sum(parameter.numel() for parameter in network.parameters())
+    statistics = sum(tensor.numel() for tensor in running_statistics(network))
+    assert data["bytes_per_step"] == 4 * (trained + statistics)
+    features = network.run_block(0, torch.zeros(8, 3, 16, 16))
+    # Of float32, labels of int64, one word whether to go on; and once, what the tensors are.
+    every_step = features.numel() * 4 + 8 * 8 + 8
+    assert every_step <= layers["bytes_per_step"] <= every_step + 8 * 30
