@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -222,6 +223,13 @@ def test_what_a_file_does_not_say_is_set_by_hand(open_app, foreign):
     assert after.sha256 != before.sha256
     assert not before.path.exists()
     assert app.selectbox(key="checkpoint").value == after.sha256
+    # The file's own classes are still those that were assumed.
+    assert about.config["opened_from"]["assumed"] == ["classes"]
+    # Links to what it was, and to the file it came from, lead to what it is now.
+    for old in (before.sha256, hashlib.sha256(path.read_bytes()).hexdigest()):
+        again = open_app("checkpoints", checkpoint=old[:12])
+        assert again.selectbox(key="checkpoint").value == after.sha256
+        assert not again.warning
     boxes = {box.label: box for box in app.text_input}
     boxes["Their standard deviation"].set_value("a lot")
     press(app, "Apply")
