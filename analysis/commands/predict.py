@@ -37,7 +37,7 @@ def add_predict(commands: Any) -> None:
         "--mean",
         type=numbers,
         metavar="R,G,B",
-        help="of pixel values in [0, 1], by channel (default: the file's)",
+        help="of pixel values in [0, 1], by channel, or one number for all (default: the file's)",
     )
     parser.add_argument(
         "--std", type=numbers, metavar="R,G,B", help="their deviation (default: the file's)"
@@ -122,12 +122,18 @@ def predict(
 
 
 def _prepared(model: Model, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Model:
-    """The model with this normalisation; what is not given is the file's."""
+    """The model with this normalisation; one number is that of every channel."""
     from analysis.preprocessing import with_preprocessing
 
     if mean is None and std is None:
         return model
-    return with_preprocessing(model, mean or model.metadata.mean, std or model.metadata.std)
+    channels = model.metadata.input_size[0]
+    mean, std = mean or model.metadata.mean, std or model.metadata.std
+    return with_preprocessing(
+        model,
+        mean * (channels if len(mean) == 1 else 1),
+        std * (channels if len(std) == 1 else 1),
+    )
 
 
 def _row(path: Path, logits: Tensor, classes: list[str], top: int) -> dict[str, Any]:

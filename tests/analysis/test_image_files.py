@@ -129,7 +129,7 @@ def test_predict_takes_another_normalisation(picture, make_checkpoint, tmp_path,
         assert main([*arguments, *more]) == 0
         outputs.append(json.loads(capsys.readouterr().out)["images"][0]["logits"])
     assert outputs[0] == outputs[1] != outputs[2]
-    for wrong in (["--std", "0,0,0"], ["--mean", "0.5"]):
+    for wrong in (["--std", "0"], ["--mean", "0.5,0.5"]):
         assert main([*arguments, *wrong]) == 2
     assert "3 numbers each, std above 0" in capsys.readouterr().err
     assert main([*arguments, "--top", "0"]) == 2

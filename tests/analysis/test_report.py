@@ -25,7 +25,8 @@ from analysis.study import ROLES, Study, load_study, save_study
 from tests.analysis.full_study import CLASSES, LAYERS, full_study
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = ROOT / "checkpoints" / "digits.study.json"
+# A study as the first version of the format had it.
+FIRST_VERSION = ROOT / "tests" / "analysis" / "data" / "first-version.study.json"
 EVIL = """</script><script>alert(1)</script><img src=x onerror="alert('2')">&lt;<!--"""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -202,7 +203,7 @@ def test_provenance_and_the_command_are_there():
 
 
 def test_a_study_of_the_first_version_has_a_report():
-    read = Reader(report_page(load_study(SHIPPED)))
+    read = Reader(report_page(load_study(FIRST_VERSION)))
     headings = read.text("h2")
     assert "Layers compared by CKA" in headings
     assert "Probes" in headings
@@ -211,14 +212,14 @@ def test_a_study_of_the_first_version_has_a_report():
 
 
 def test_a_study_of_one_network_and_one_measure_has_a_report():
-    study = load_study(SHIPPED)
+    study = load_study(FIRST_VERSION)
     alone = replace(study.question, checkpoints=study.question.checkpoints[:1])
     read = Reader(report_page(replace(study, question=alone, cka=None, probes=study.probes[:1])))
     assert len(read.figures) == 1
 
 
 def test_a_study_without_answers_needs_no_plotting_library():
-    study = replace(load_study(SHIPPED), cka=None, probes=())
+    study = replace(load_study(FIRST_VERSION), cka=None, probes=())
     read = Reader(report_page(study))
     assert not read.scripts
     assert len(report_page(study)) < 50_000
@@ -361,7 +362,7 @@ def test_a_failed_write_leaves_the_old_report_and_no_litter(tmp_path, monkeypatc
 
     monkeypatch.setattr(failing, fail)
     with pytest.raises(OSError, match="No space left"):
-        write_report(replace(load_study(SHIPPED), cka=None, probes=()), path)
+        write_report(replace(load_study(FIRST_VERSION), cka=None, probes=()), path)
     assert path.read_text() == "before"
     assert [file.name for file in tmp_path.iterdir()] == ["a.html"]
 

@@ -31,6 +31,15 @@ def click_in(page, key, across, down):  # noqa: F811
     page.mouse.up()
 
 
+def uploader(page):  # noqa: F811
+    """The door for images, once that of before has left the page."""
+    from playwright.sync_api import expect
+
+    found = page.locator("[class*=st-key-image-upload-] input[type=file]")
+    expect(found).to_have_count(1, timeout=90_000)
+    return found
+
+
 def test_probes_are_fitted_clicks_choose_and_an_upload_is_answered(page, address):  # noqa: F811
     hosts = set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
@@ -54,10 +63,10 @@ def test_probes_are_fitted_clicks_choose_and_an_upload_is_answered(page, address
     noise = np.random.default_rng(0).integers(0, 255, (50, 70, 3))
     Image.fromarray(noise.astype(np.uint8)).save(stream, format="JPEG")
     file = {"name": "mine.jpg", "mimeType": "image/jpeg", "buffer": stream.getvalue()}
-    page.locator("[class*=st-key-image-upload-] input[type=file]").set_input_files(files=[file])
+    uploader(page).set_input_files(files=[file])
     page.get_by_text("mine.jpg, as the network sees it: 32 x 32 pixels").wait_for()
     bad = {"name": "bad.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n no"}
-    page.locator("[class*=st-key-image-upload-] input[type=file]").set_input_files(files=[bad])
+    uploader(page).set_input_files(files=[bad])
     page.get_by_text("This is no image that can be read").wait_for()
 
     page.reload()
