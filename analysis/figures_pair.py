@@ -18,7 +18,6 @@ from analysis.figure_maps import Axis, Colours, draw_map
 from analysis.figure_style import (
     HEIGHT,
     LOW_HEIGHT,
-    NO_REASON,
     FloatArray,
     Style,
     add_curve,
@@ -30,10 +29,9 @@ from analysis.figure_style import (
     mark_stages,
     positions,
     text,
-    with_interval,
 )
 from analysis.figures import PAIR_STYLE, REFERENCE_STYLES, largest_difference
-from analysis.figures_similarity import SHORT_NAMES
+from analysis.figures_similarity import SHORT_NAMES, value_text
 from analysis.paired import matched_depth
 from analysis.similarity import SimilarityResult
 
@@ -135,19 +133,6 @@ def _add_matched(
     ]
     values, low, high = (part[rows, columns] for part in (result.values, result.low, result.high))
     add_curve(figure, xs, (values, low, high), style, name=name, hover=hover)
-
-
-def value_text(result: SimilarityResult, row: int, column: int) -> str:
-    """A value with its interval, chance level, direction and n, or why there is none; escaped."""
-    cell = (row, column)
-    if not math.isfinite(result.values[cell]):
-        return f"undefined: {text(result.reason(row, column) or NO_REASON)}"
-    value = with_interval(result.values[cell], result.low[cell], result.high[cell])
-    chance = result.chance[cell]
-    level = f"<br>chance level {chance:.3f}" if math.isfinite(chance) else ""
-    return (
-        f"{text(result.title)} {value}{level}<br>{text(result.direction)}; n = {result.samples:,}"
-    )
 
 
 def measure_axis(results: Sequence[SimilarityResult]) -> dict[str, object]:

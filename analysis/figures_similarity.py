@@ -71,7 +71,7 @@ def similarity_pair_map(
             f"<b>{text(result.rows[row])}</b>, {text(row_label)}<br>"
             f"<b>{text(result.columns[column])}</b>, {text(column_label)}<br>"
         )
-        return layers + _value_text(result, row, column)
+        return layers + value_text(result, row, column)
 
     figure = draw_map(
         result.values,
@@ -114,8 +114,8 @@ def _ends(result: SimilarityResult) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
-def _value_text(result: SimilarityResult, row: int, column: int) -> str:
-    """A value with its interval, chance level and n, or the reason why there is none."""
+def value_text(result: SimilarityResult, row: int, column: int) -> str:
+    """A value with its interval, chance level, direction and n, or why there is none; escaped."""
     cell = (row, column)
     if not math.isfinite(result.values[cell]):
         return f"undefined: {text(result.reason(row, column) or NO_REASON)}"
@@ -147,7 +147,7 @@ def similarity_curve(
     name = f"{text(row_label)} and {text(column_label)}"
     hover = [
         f"<b>{text(result.rows[row])}</b> and <b>{text(result.columns[column])}</b><br>"
-        + _value_text(result, row, column)
+        + value_text(result, row, column)
         for row, column in zip(rows, columns, strict=True)
     ]
     xs = positions([result.rows])[0]

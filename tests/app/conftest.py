@@ -16,6 +16,7 @@ import pytest
 from analysis.cka import CKAResult
 from analysis.probes import ProbeResult
 from analysis.study import Study, StudyCheckpoint, StudyProvenance, StudyQuestion, save_study
+from tests.app.browsing import address, browser, chromium, page  # noqa: F401
 
 LAYERS = (
     "stem",
@@ -272,12 +273,12 @@ def open_app(shipped):
     """Open the app at a page, with a query in the address."""
     from streamlit.testing.v1 import AppTest
 
-    def open_page(page: str | None = None, **query: str):
+    def open_page(view: str | None = None, /, **query: str):
         app = AppTest.from_file(str(ROOT / "app" / "streamlit_app.py"), default_timeout=60)
         for name, value in query.items():
             app.query_params[name] = value
-        if page is not None:
-            app.switch_page(f"views/{page}.py")
+        if view is not None:
+            app.switch_page(f"views/{view}.py")
         return app.run()
 
     return open_page

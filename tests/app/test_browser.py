@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,73 +13,7 @@ from analysis.study import load_study
 
 pytestmark = pytest.mark.browser
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
 CHART = ".js-plotly-plot .main-svg"
-
-
-@pytest.fixture
-def chromium() -> str:
-    """The browser; without one the test is skipped here and fails in CI."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None and os.environ.get("CI"):
-        pytest.fail("there is no Chromium: .ci/run must install one")
-    if found is None:
-        pytest.skip(f"there is none of {', '.join(NAMES)} on this machine")
-    return found
-
-
-@pytest.fixture
-def address(shipped, tmp_path):
-    """A running app with one shipped pair."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app"), "--server.headless"]
-    log = (tmp_path / "server.log").open("w")
-    server = subprocess.Popen(
-        [*command, "true", "--server.port", str(port)], cwd=ROOT, stdout=log, stderr=log
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_up(f"{url}/_stcore/health")
-        yield url
-    finally:
-        server.terminate()
-        server.wait(30)
-        log.close()
-
-
-def wait_until_up(url: str) -> None:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except (urllib.error.URLError, OSError):
-            assert time.monotonic() < end, "the app does not start"
-            time.sleep(0.1)
-        else:
-            return
-
-
-@pytest.fixture
-def page(chromium):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(90_000)  # PyTorch starts slowly on a busy machine
-        yield page
-        browser.close()
 
 
 def click_cell(page, row: int, column: int, size: int = 10) -> None:

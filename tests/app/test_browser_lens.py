@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from app.sources import dynamics
-from tests.app.test_browser import address, chromium, page  # noqa: F401
 from tests.app.test_dynamics import study_of, write_run
 
 pytestmark = pytest.mark.browser
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.browser
 QUERY = "data=digits&samples=40&lens_train=60&seed=0"
 
 
-def click_in(page, key, across, down):  # noqa: F811
+def click_in(page, key, across, down):
     """Click a chart at fractions of its width and height."""
     area = page.locator(f".st-key-{key} .nsewdrag").first
     area.wait_for(timeout=60_000)
@@ -31,7 +30,7 @@ def click_in(page, key, across, down):  # noqa: F811
     page.mouse.up()
 
 
-def uploader(page):  # noqa: F811
+def uploader(page):
     """The door for images, once that of before has left the page."""
     from playwright.sync_api import expect
 
@@ -40,7 +39,7 @@ def uploader(page):  # noqa: F811
     return found
 
 
-def test_probes_are_fitted_clicks_choose_and_an_upload_is_answered(page, address):  # noqa: F811
+def test_probes_are_fitted_clicks_choose_and_an_upload_is_answered(page, address):
     hosts = set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     page.goto(f"{address}/lens?{QUERY}")
@@ -87,7 +86,7 @@ def measured(library, make_study, save):
     return {run.name: run.key for run in runs}
 
 
-def test_a_click_in_a_map_and_keys_choose_epoch_and_layer(measured, page, address):  # noqa: F811
+def test_a_click_in_a_map_and_keys_choose_epoch_and_layer(measured, page, address):
     runs = f"run_a={measured['mine-bp']}&run_b={measured['mine-local']}"
     page.goto(
         f"{address}/dynamics?{runs}&dynamics_data=digits&dynamics_samples=1000&dynamics_train=697"

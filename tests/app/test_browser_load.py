@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.test_browser import address, chromium, page  # noqa: F401
-
 pytestmark = pytest.mark.browser
 
 SESSIONS = 10
@@ -53,7 +51,7 @@ def expected_value(seed: int) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads memory from /proc")
-def test_ten_sessions_each_get_their_own_answer(page, address):  # noqa: F811
+def test_ten_sessions_each_get_their_own_answer(page, address):
     browser = page.context.browser
     query = f"data=digits&samples={IMAGES}&batch_size=5&row=stage2_block1&column=stage3_block3"
 

@@ -8,8 +8,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.app.test_browser import address, chromium, page  # noqa: F401
-
 pytestmark = pytest.mark.browser
 
 
@@ -22,7 +20,7 @@ def shipped(real, tmp_path, monkeypatch):
     return folder
 
 
-def click_in(page, key, across, down):  # noqa: F811
+def click_in(page, key, across, down):
     """Click a chart at fractions of its width and height."""
     area = page.locator(f".st-key-{key} .nsewdrag").first
     area.wait_for()
@@ -35,7 +33,7 @@ def click_in(page, key, across, down):  # noqa: F811
     page.mouse.up()
 
 
-def test_clicks_in_the_maps_choose_layer_class_and_images(page, address):  # noqa: F811
+def test_clicks_in_the_maps_choose_layer_class_and_images(page, address):
     hosts = set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     page.goto(f"{address}/probes?later=anything")
@@ -54,7 +52,7 @@ def test_clicks_in_the_maps_choose_layer_class_and_images(page, address):  # noq
     assert hosts - {""} == {urlsplit(address).netloc}
 
 
-def test_a_lasso_fills_the_gallery_and_the_slider_keeps_it(page, address):  # noqa: F811
+def test_a_lasso_fills_the_gallery_and_the_slider_keeps_it(page, address):
     page.goto(f"{address}/geometry")
     page.get_by_role("button", name="Show the points").click()
     page.get_by_text("PCA of stage3_block3").wait_for()

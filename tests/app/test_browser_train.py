@@ -2,94 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from pathlib import Path
+from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
 
 from app.sources import training
+from tests.app.browsing import serving
 
 pytestmark = pytest.mark.browser
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
 PATIENCE = 120_000  # milliseconds; a busy machine takes long to load PyTorch
 TINY = "train_width=0.25&train_batch_size=64&train_epochs="
-
-
-@pytest.fixture
-def chromium() -> str:
-    """The browser; without one the test is skipped here and fails in CI."""
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None and os.environ.get("CI"):
-        pytest.fail("there is no Chromium: .ci/run must install one")
-    if found is None:
-        pytest.skip(f"there is none of {', '.join(NAMES)} on this machine")
-    return found
-
-
-@pytest.fixture
-def browser(chromium):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
 def serve(shipped, tmp_path):
     """Start the app, as often as asked; ends the trainings that were started."""
 
-    @contextlib.contextmanager
-    def run():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app")]
-        options = ["--server.headless", "true", "--server.port", str(port)]
-        with (tmp_path / "server.log").open("a") as log:
-            server = subprocess.Popen([*command, *options], cwd=ROOT, stdout=log, stderr=log)
-            try:
-                wait_until_up(f"http://127.0.0.1:{port}/_stcore/health")
-                yield f"http://127.0.0.1:{port}"
-            finally:
-                server.terminate()
-                server.wait(10)
-
-    yield run
+    yield partial(serving, tmp_path / "server.log")
     for found in training.runs():
         training.kill(found)
-
-
-def wait_until_up(url: str) -> None:
-    end = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except (urllib.error.URLError, OSError):
-            assert time.monotonic() < end, "the app does not start"
-            time.sleep(0.1)
-        else:
-            return
 
 
 def open_page(browser, address, query):
