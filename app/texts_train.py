@@ -36,6 +36,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "tail",
         "modules",
         "local_loss",
+        "selection",
+        "selection_seed",
         *INFOPRO_WEIGHTS,
     ),
     "Schedule": (

@@ -1,7 +1,8 @@
 """AugLocal's auxiliary networks: which later layers, how many, and the network built of them.
 
 In: a backbone's layer specifications and the index of a hidden layer. Out: the auxiliary network
-that trains this layer, made of fresh copies of layers selected uniformly from those after it.
+that trains this layer, made of fresh copies of layers selected from those after it: uniformly, as
+the paper does, or in one of the ways that show what uniform selection is good for.
 
 Source: Ma, Wu, Si, Tan, "Scaling Supervised Local Learning with Augmented Auxiliary Networks",
 ICLR 2024, section 3, and the details of its CIFAR and ImageNet codes (rounding half to even,
@@ -15,15 +16,20 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from auglocal.backbones.backbone import LayerSpec
 from auglocal.backbones.style import AuxiliaryStyle
 from auglocal.local_loss import LocalClassifier
+from auglocal.randomness import generator_at
 
 HIDDEN_WIDTH = 512
 NUM_HIDDEN = 2
+
+# Which later layers to copy: (layer, depth, layers of the backbone, seed) -> indices in order.
+Selection = Callable[[int, int, int, int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,29 @@ def select_uniformly(layer: int, depth: int, num_layers: int) -> list[int]:
     return [round(layer + num_later / depth * i) for i in range(1, depth + 1)]
 
 
+def select_next(layer: int, depth: int, num_layers: int) -> list[int]:
+    """Indices of the `depth` layers that follow `layer`, or of all there are."""
+    return list(range(layer + 1, min(layer + 1 + depth, num_layers)))
+
+
+def select_randomly(layer: int, depth: int, num_layers: int, seed: int) -> list[int]:
+    """Indices of `depth` layers after `layer`, in order, each set of them equally likely.
+
+    Equal arguments give equal layers; all later layers if there are at most `depth` of them.
+    """
+    num_later = num_layers - 1 - layer
+    generator = generator_at(seed, "selection", layer)
+    drawn = torch.randperm(num_later, generator=generator, device=generator.device)
+    return sorted(layer + 1 + position for position in drawn[:depth].tolist())
+
+
+SELECTIONS: dict[str, Selection] = {
+    "uniform": lambda layer, depth, num_layers, _: select_uniformly(layer, depth, num_layers),
+    "next": lambda layer, depth, num_layers, _: select_next(layer, depth, num_layers),
+    "random": select_randomly,
+}
+
+
 def deferred_strides(widths: Sequence[int]) -> list[int]:
     """Stride of each copy: 2 wherever the width has doubled once more than was yet halved in size.
 
@@ -114,10 +143,25 @@ def growth_strides(widths: Sequence[int]) -> list[int]:
 
 
 def plan_auxiliary(
-    specs: Sequence[LayerSpec], layer: int, depth: int, style: AuxiliaryStyle
+    specs: Sequence[LayerSpec],
+    layer: int,
+    depth: int,
+    style: AuxiliaryStyle,
+    *,
+    selection: str = "uniform",
+    selection_seed: int = 0,
 ) -> AuxiliarySpec:
-    """Say what the auxiliary network of hidden layer `layer` is made of."""
-    selected = select_uniformly(layer, depth, len(specs))
+    """Say what the auxiliary network of hidden layer `layer` is made of.
+
+    Args:
+        specs: the backbone's layers.
+        layer: index of the hidden layer.
+        depth: later layers to copy.
+        style: the backbone's.
+        selection: a name in `SELECTIONS`.
+        selection_seed: decides which layers "random" takes.
+    """
+    selected = SELECTIONS[selection](layer, depth, len(specs), selection_seed)
     widths = [specs[layer].channels, *(specs[index].channels for index in selected)]
     strides = deferred_strides(widths) if style.defers_strides else growth_strides(widths)
     return AuxiliarySpec(

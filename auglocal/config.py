@@ -34,6 +34,10 @@ class TrainConfig:
     rule: str = option("auglocal", "learning rule")
     auxiliary_depth: int = option(2, "auglocal: layers in the first auxiliary network")
     pyramid: float = option(0.5, "auglocal: 0 keeps that depth everywhere, 1 falls to one layer")
+    selection: str = option(
+        "uniform", "auglocal: which later layers it copies: uniform, next or random ones"
+    )
+    selection_seed: int = option(0, "auglocal: decides which layers --selection random takes")
     tail: int | None = option(
         None, "auglocal: layers that train with the classifier (depth + 1; ImageNet forms: 1)"
     )
@@ -185,6 +189,7 @@ SMALLEST = {
     "validation_samples": 0,
     "image_size": 8,
     "seed": 0,
+    "selection_seed": 0,
     "workers": 0,
 }
 

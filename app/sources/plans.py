@@ -40,6 +40,8 @@ class Setting:
     rule: str = "auglocal"
     auxiliary_depth: int = 2
     pyramid: float = 0.5
+    selection: str = "uniform"
+    selection_seed: int = 0
     tail: int | None = None
     modules: int | None = None
     local_loss: str = "cross-entropy"
@@ -112,4 +114,4 @@ def choices() -> dict[str, tuple[str, ...]]:
     """What can be picked for fields of `TrainConfig` that take a name."""
     from auglocal.commands.shared import CHOICES
 
-    return {name: CHOICES[name] for name in ("architecture", "rule", "local_loss")}
+    return {name: CHOICES[name] for name in ("architecture", "rule", "local_loss", "selection")}

@@ -121,16 +121,21 @@ def pick() -> tuple[Setting, str]:
 DEPTH_HELP = "Layers that the first local layer's auxiliary network copies."
 PYRAMID_HELP = "0 keeps this depth everywhere; 1 falls to a single layer at the last local layer."
 WIDTH_HELP = "Multiplies the backbone's channels."
+SELECTION_HELP = (
+    "Uniform: evenly spaced up to the last layer, as in the paper; next: those that follow; "
+    "random: drawn by the seed."
+)
 BATCH_HELP = "Operations and memory are those of a training step with so many images."
 
 
 def pick_advanced(rule: str) -> dict[str, Any]:
-    """Tail, number of blocks and local loss, folded away."""
+    """Tail, number of blocks, local loss and selection, folded away."""
     chosen: dict[str, Any] = {"tail": None, "modules": None, "local_loss": "cross-entropy"}
+    chosen |= {"selection": "uniform", "selection_seed": 0}
     if rule == "bp":
         return chosen
-    with st.expander("Blocks and local loss", type="compact"):
-        columns = widgets.row_of(3)
+    with st.expander("Blocks, local loss and selection", type="compact"):
+        columns = widgets.row_of(4)
         with columns[0]:
             key = restore("modules", None, links.whole_number)
             chosen["modules"] = st.number_input(
@@ -156,6 +161,14 @@ def pick_advanced(rule: str) -> dict[str, Any]:
                 chosen["local_loss"] = pick_name(
                     "What auxiliary networks learn from", "local_loss", "cross-entropy"
                 )
+            with columns[3]:
+                chosen["selection"] = pick_name(
+                    "Which later layers are copied", "selection", "uniform", help=SELECTION_HELP
+                )
+                if chosen["selection"] == "random":
+                    chosen["selection_seed"] = pick_number(
+                        "Seed of the selection", "selection_seed", 0, 0, 10**6
+                    )
     return chosen
 
 
@@ -174,6 +187,8 @@ def remember(setting: Setting, dataset: str) -> None:
         "pixels": "" if dataset else setting.pixels,
         "modules": setting.modules or "",
         "tail": setting.tail or "",
+        "selection": "" if setting.selection == default.selection else setting.selection,
+        "selection_seed": setting.selection_seed or "",
         "local_loss": "" if setting.local_loss == default.local_loss else setting.local_loss,
     }
     links.remember(**{PREFIX + name: value for name, value in values.items()})

@@ -181,9 +181,11 @@ def draw_form() -> bool:
 
 
 def is_shown(name: str, rule: str) -> bool:
-    """Whether an option matters; InfoPro's weights do only where its loss is learned from."""
+    """Whether an option matters: some do only beside a certain choice of another."""
     if not training.is_relevant(name, rule):
         return False
+    if name == "selection_seed":
+        return bool(st.session_state.get(f"{PREFIX}selection") == "random")
     loss = st.session_state.get(f"{PREFIX}local_loss")
     return rule == "infopro" or loss == "infopro" or name not in words.INFOPRO_WEIGHTS
 

@@ -34,6 +34,8 @@ CONFIG_OPTIONS = (
     "rule",
     "auxiliary_depth",
     "pyramid",
+    "selection",
+    "selection_seed",
     "tail",
     "modules",
     "local_loss",

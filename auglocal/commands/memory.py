@@ -36,8 +36,9 @@ def add_memory(commands: Any) -> None:
         "BP and BP with checkpointed activations.",
     )
     parser.set_defaults(command=run_memory)
-    names = ["architecture", "width", "rule", "auxiliary_depth", "pyramid", "tail", "modules"]
-    add_config_options(parser, [*names, "local_loss", "batch_size", "momentum", "device"])
+    names = ["architecture", "width", "rule", "auxiliary_depth", "pyramid", "selection"]
+    names += ["selection_seed", "tail", "modules", "local_loss"]
+    add_config_options(parser, [*names, "batch_size", "momentum", "device"])
     parser.add_argument("--num-classes", type=int, default=10, help="classes (default: 10)")
     parser.add_argument("--image-size", dest="size", type=int, default=32, help="pixels (32)")
     parser.add_argument(

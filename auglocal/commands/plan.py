@@ -20,8 +20,8 @@ def add_plan(commands: Any) -> None:
         description="Show how a rule cuts a backbone into blocks, and what each learns from.",
     )
     parser.set_defaults(command=run_plan)
-    names = ["architecture", "width", "rule", "auxiliary_depth", "pyramid", "tail", "modules"]
-    add_config_options(parser, [*names, "local_loss"])
+    names = ["architecture", "width", "rule", "auxiliary_depth", "pyramid", "selection"]
+    add_config_options(parser, [*names, "selection_seed", "tail", "modules", "local_loss"])
     parser.add_argument("--num-classes", type=int, default=10, help="classes (default: 10)")
     parser.add_argument("--image-size", dest="size", type=int, default=32, help="pixels (32)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 
 import torch
 
+from auglocal.auxiliary import SELECTIONS
 from auglocal.backbones.registry import BACKBONES, build_meta_backbone
 from auglocal.config import MAY_CHANGE, TrainConfig
 from auglocal.data import SOURCES, Dataset
@@ -29,6 +30,7 @@ CHOICES = {
     "architecture": tuple(BACKBONES),
     "rule": tuple(RULES),
     "local_loss": tuple(LOCAL_LOSSES),
+    "selection": tuple(SELECTIONS),
     "dataset": (*SOURCES, "imagefolder:PATH"),
 }
 

@@ -149,17 +149,16 @@ def _auglocal_rules(
     ]
     depth = seen[0][0]
     extra = next((loss for mark, loss in EXTRA_NAMES.items() if _has(names, mark)), "cross-entropy")
-    for options in _cuts(backbone, positions, depth):
+    for tail, modules in _cuts(backbone, positions, depth):
         pyramid = _find_pyramid(backbone, positions, seen)
         if pyramid is not None:
-            rule = AugLocal(auxiliary_depth=depth, pyramid=pyramid, local_loss=extra, **options)
-            yield "auglocal", rule
+            yield "auglocal", AugLocal(depth, pyramid, tail, modules, extra)
 
 
 def _cuts(
     backbone: Backbone, positions: Sequence[int], depth: int
-) -> Iterator[dict[str, int | None]]:
-    """Options that make blocks end at these layers, the paper's first."""
+) -> Iterator[tuple[int | None, int | None]]:
+    """Tail and modules that make blocks end at these layers, the paper's first."""
     num_layers, usual_tail = len(backbone.specs), backbone.style.tail(depth)
     tails = (None, num_layers - 1 - positions[-1])
     for tail, modules in itertools.product(tails, (None, len(positions) + 1)):
@@ -168,7 +167,7 @@ def _cuts(
         except InputError:
             continue
         if [block[-1] for block in blocks[:-1]] == list(positions):
-            yield {"tail": tail, "modules": modules}
+            yield tail, modules
 
 
 def _find_pyramid(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from auglocal.auxiliary import AuxiliaryNetwork, plan_auxiliary, pyramidal_depths
+from auglocal.auxiliary import SELECTIONS, AuxiliaryNetwork, plan_auxiliary, pyramidal_depths
 from auglocal.backbones.backbone import Backbone, initialise
 from auglocal.batches import UNCHANGED, Normalisation
 from auglocal.blocks import cut_into_blocks
@@ -44,6 +44,9 @@ class AugLocal(LossWeights):
             it is given, the tail fits K: at least ceil(n / K) of n layers with fewer blocks, and
             n - K + 1 with more.
         local_loss: a name in `LOCAL_LOSSES`.
+        selection: which later layers are copied: "uniform" as in the paper, the "next" ones, or
+            "random" ones.
+        selection_seed: decides which layers "random" takes.
     """
 
     auxiliary_depth: int = 2
@@ -51,6 +54,8 @@ class AugLocal(LossWeights):
     tail: int | None = None
     modules: int | None = None
     local_loss: str = "cross-entropy"
+    selection: str = "uniform"
+    selection_seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +68,10 @@ class AugLocal(LossWeights):
             raise InputError(
                 f"The pyramid coefficient must lie between 0 and 1, not {self.pyramid:g}; "
                 "give --pyramid 0.5, say."
+            )
+        if self.selection not in SELECTIONS:
+            raise InputError(
+                f"There is no selection {self.selection!r}; choose one of {', '.join(SELECTIONS)}."
             )
         if self.tail is not None and self.tail < 1:
             raise InputError(f"The tail must have at least 1 layer, not {self.tail}.")
@@ -78,7 +87,14 @@ class AugLocal(LossWeights):
         depths = pyramidal_depths(len(blocks), self.auxiliary_depth, self.pyramid)
         auxiliaries: list[LocalClassifier] = []
         for block, depth in zip(blocks, depths):
-            spec = plan_auxiliary(backbone.specs, block[-1], depth, backbone.style)
+            spec = plan_auxiliary(
+                backbone.specs,
+                block[-1],
+                depth,
+                backbone.style,
+                selection=self.selection,
+                selection_seed=self.selection_seed,
+            )
             auxiliary = AuxiliaryNetwork(spec, backbone.specs, backbone.num_classes, backbone.style)
             initialise(auxiliary)
             auxiliaries.append(auxiliary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ from auglocal.auxiliary import (
     growth_strides,
     plan_auxiliary,
     pyramidal_depths,
+    select_next,
+    select_randomly,
     select_uniformly,
 )
 from auglocal.backbones.registry import build_backbone, build_meta_backbone
+from auglocal.errors import InputError
 from auglocal.network import LocalNetwork
 from auglocal.plan import make_plan, plan_table
 from auglocal.rules.auglocal import AugLocal
@@ -82,6 +86,40 @@ def test_selection_ends_at_the_last_layer() -> None:
     for layer in range(54):
         for depth in range(1, 10):
             assert select_uniformly(layer, depth, num_layers=55)[-1] == 54
+
+
+def test_the_next_layers_are_those_that_follow() -> None:
+    assert select_next(layer=3, depth=2, num_layers=10) == [4, 5]
+    assert select_next(layer=7, depth=5, num_layers=10) == [8, 9]
+
+
+def test_random_layers_are_later_ones_in_order_and_depend_on_the_seed() -> None:
+    drawn = {tuple(select_randomly(2, 3, 12, seed)) for seed in range(50)}
+    assert all(list(layers) == sorted(set(layers)) for layers in drawn)
+    assert {layer for layers in drawn for layer in layers} == set(range(3, 12))
+    assert select_randomly(2, 3, 12, seed=7) == select_randomly(2, 3, 12, seed=7)
+    assert select_randomly(9, 5, 12, seed=7) == [10, 11]
+
+
+def test_each_random_layer_is_as_likely_as_another() -> None:
+    # 3 of 9 layers: each in a third of 900 draws, give or take five standard deviations of 14.
+    counts = Counter(layer for seed in range(900) for layer in select_randomly(2, 3, 12, seed))
+    assert all(abs(count - 300) < 70 for count in counts.values()), counts
+
+
+@pytest.mark.parametrize(
+    ("selection", "first"), [("uniform", (4, 9)), ("next", (1, 2)), ("random", None)]
+)
+def test_the_selection_decides_which_layers_are_copied(selection, first) -> None:
+    rule = AugLocal(auxiliary_depth=2, selection=selection, selection_seed=3)
+    network = rule.build(build_meta_backbone("resnet20"))
+    expected = first or tuple(select_randomly(0, 2, 10, 3))
+    assert network.auxiliaries["stem"].spec.selected == expected
+
+
+def test_an_unknown_selection_is_refused() -> None:
+    with pytest.raises(InputError, match="uniform, next, random"):
+        AugLocal(selection="last")
 
 
 def test_a_jump_of_two_widths_defers_its_second_halving() -> None:

@@ -37,6 +37,7 @@ def test_only_the_rules_own_options_are_its_options() -> None:
     weights |= {"cross_entropy_first", "cross_entropy_last"}
     assert TrainConfig(rule="infopro").rule_options().keys() == weights | {"modules"}
     own = {"auxiliary_depth", "pyramid", "tail", "modules", "local_loss"}
+    own |= {"selection", "selection_seed"}
     assert TrainConfig().rule_options().keys() == weights | own
 
 
