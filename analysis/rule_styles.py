@@ -6,8 +6,12 @@ can be drawn before plotly is there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from analysis.study import StudyCheckpoint
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ RULE_TITLES: dict[str, str] = {
     "infopro": "InfoPro",
     "linear": "Linear",
 }
+# Options as short titles name them; others by their own names.
+OPTION_TITLES = {"auxiliary_depth": "d", "pyramid": "c", "modules": "K"}
 OTHER_RULE = Style("#8A8A8A", "longdashdot", "x")
 REPEATED_DASHES = ("dot", "dashdot", "longdash", "longdashdot")
 
@@ -54,6 +60,45 @@ def rule_title(rule: str) -> str:
 def checkpoint_label(rule: str, name: str) -> str:
     """Rule and checkpoint as axes and legends name them; plain text, not yet escaped."""
     return f"{rule_title(rule)}, {name}" if rule not in ("", name) else name
+
+
+def network_titles(entries: Sequence[StudyCheckpoint]) -> dict[str, str]:
+    """What to call networks that stand beside each other; plain text, not yet escaped.
+
+    Args:
+        entries: the checkpoints; references, which have a role, get titles of their own.
+
+    Returns:
+        by name: the rule, with what tells it apart where a rule comes more than once ("AugLocal,
+        d = 2"; "BP, seed 1"), and the name where that does not.
+    """
+    compared = [entry for entry in entries if not entry.role]
+    titles = {
+        entry.name: ", ".join([rule_title(entry.rule), *_what_differs(entry, compared)])
+        for entry in compared
+    }
+    taken = list(titles.values())
+    titles = {name: name if taken.count(title) > 1 else title for name, title in titles.items()}
+    for entry in entries:
+        if entry.role == "ceiling":
+            titles[entry.name] = f"{rule_title(entry.rule)}, other seed"
+        elif entry.role == "floor":
+            titles[entry.name] = "untrained"
+    return titles
+
+
+def _what_differs(entry: StudyCheckpoint, compared: Sequence[StudyCheckpoint]) -> list[str]:
+    """Architecture, options and seed of a network that others of its rule have otherwise."""
+    alike = [other for other in compared if other.rule == entry.rule]
+    words = []
+    if any(other.architecture != entry.architecture for other in alike):
+        words.append(entry.architecture)
+    for name, value in entry.rule_options.items():
+        if any(other.rule_options.get(name, value) != value for other in alike):
+            words.append(f"{OPTION_TITLES.get(name, name.replace('_', ' '))} = {value}")
+    if any(other.seed != entry.seed for other in alike):
+        words.append(f"seed {entry.seed}")
+    return words
 
 
 def checkpoint_styles(rules: Mapping[str, str]) -> dict[str, Style]:

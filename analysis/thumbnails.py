@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analysis.cka_result import CKAPair
-from analysis.rule_styles import Style, checkpoint_styles, rule_title
+from analysis.rule_styles import Style, checkpoint_styles, network_titles
 from analysis.study import Study
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -79,6 +79,7 @@ def _similarity_panel(study: Study) -> Panel:
     if study.cka is None or len(study.models) < 2:
         return Panel("", ())
     first, *others = study.models
+    titles = network_titles(study.question.checkpoints)
     styles = checkpoint_styles(_rules(study))
     shown = [(name, styles[name]) for name in others]
     for role, style in (("ceiling", CEILING), ("floor", FLOOR)):
@@ -86,10 +87,9 @@ def _similarity_panel(study: Study) -> Panel:
         if reference is not None:
             shown.append((reference, style))
     curves = [
-        _same_depth(study.cka.pair(first, name), _title(study, name), style)
-        for name, style in shown
+        _same_depth(study.cka.pair(first, name), titles[name], style) for name, style in shown
     ]
-    return Panel(f"CKA with {_title(study, first)}, same depth", curves)
+    return Panel(f"CKA with {titles[first]}, same depth", curves)
 
 
 def _same_depth(pair: CKAPair, name: str, style: Style) -> Curve:
@@ -100,11 +100,9 @@ def _same_depth(pair: CKAPair, name: str, style: Style) -> Curve:
 
 def _probe_panel(study: Study) -> Panel:
     """Accuracy of the linear probes of every network that is compared."""
-    styles = checkpoint_styles(_rules(study))
+    titles, styles = network_titles(study.question.checkpoints), checkpoint_styles(_rules(study))
     curves = [
-        Curve(
-            _title(study, probe.model), styles[probe.model], probe.accuracy, probe.low, probe.high
-        )
+        Curve(titles[probe.model], styles[probe.model], probe.accuracy, probe.low, probe.high)
         for probe in study.probes
         if probe.model in study.models
     ]
@@ -114,17 +112,6 @@ def _probe_panel(study: Study) -> Panel:
 def _rules(study: Study) -> dict[str, str]:
     """Rules by name of all networks of a study."""
     return {entry.name: entry.rule for entry in study.question.checkpoints}
-
-
-def _title(study: Study, name: str) -> str:
-    """What to call a network: its role, or its rule, or its name where a rule occurs twice."""
-    entry = next(entry for entry in study.question.checkpoints if entry.name == name)
-    if entry.role:
-        return {"ceiling": f"{rule_title(entry.rule)}, other seed", "floor": "untrained"}[
-            entry.role
-        ]
-    compared = [other.rule for other in study.question.checkpoints if not other.role]
-    return rule_title(entry.rule) if compared.count(entry.rule) == 1 else name
 
 
 # ------------------------------------------------------------------------------------- drawing

@@ -53,52 +53,6 @@ def study_heading(study: Study) -> str:
     return f"{study.question.dataset_title}, {backbones}"
 
 
-def titles(study: Study) -> list[str]:
-    """What to call the checkpoints of a study in a sentence: rules, or names if rules repeat.
-
-    References, which are not compared, do not make a rule repeat, and have their names.
-    """
-    entries = study.question.checkpoints
-    rules = [entry.rule for entry in entries if not entry.role]
-    is_plain = len(set(rules)) == len(rules)
-    return [
-        rule_title(entry.rule) if is_plain and not entry.role else entry.name for entry in entries
-    ]
-
-
-def seen_in(study: Study) -> str:
-    """One sentence on what a study of two networks shows, with its numbers; markdown-safe.
-
-    It names the depths of highest and lowest similarity and the probes half-way, and says whether
-    the intervals of the probes overlap, so that it is true whichever way the numbers come out.
-    """
-    parts = [part for part in (_similarity_part(study), _probe_part(study)) if part]
-    text = "; ".join(parts) or "no value of this study is defined"
-    return text[0].upper() + text[1:] + "."
-
-
-def _similarity_part(study: Study) -> str:
-    """Where layers of equal depth are most and least alike."""
-    if study.cka is None or len(study.cka.models) < 2:
-        return ""
-    pair = study.cka.pair(*study.cka.models[:2])
-    cells = [(row, int(column)) for row, column in enumerate(pair.same_depth())]
-    cells = [cell for cell in cells if math.isfinite(pair.values[cell])]
-    if not cells:
-        return ""
-    highest = max(cells, key=lambda cell: float(pair.values[cell]))
-    lowest = min(cells, key=lambda cell: float(pair.values[cell]))
-    return (
-        f"at equal depth the two networks are most alike at {_at(pair, highest)} and least alike "
-        f"at {_at(pair, lowest)}"
-    )
-
-
-def _at(pair: CKAPair, cell: tuple[int, int]) -> str:
-    """A layer with its similarity."""
-    return f"{plain(pair.rows[cell[0]])} ({similarity(pair, *cell)})"
-
-
 def similarity(pair: CKAPair, row: int, column: int) -> str:
     """A similarity with its interval, as it stands in a sentence."""
     value = f"CKA {pair.values[row, column]:.3f}"
@@ -107,31 +61,7 @@ def similarity(pair: CKAPair, row: int, column: int) -> str:
     return f"{value}, 95% {pair.low[row, column]:.3f} to {pair.high[row, column]:.3f}"
 
 
-def _probe_part(study: Study) -> str:
-    """What probes read half-way from the first two networks."""
-    if len(study.probes) < 2:
-        return ""
-    first, second = study.probes[:2]
-    names = [plain(title) for title in titles(study)[:2]]
-    indices = [(len(probe.layers) - 1) // 2 for probe in (first, second)]
-    if not all(
-        math.isfinite(probe.accuracy[index])
-        for probe, index in zip((first, second), indices, strict=True)
-    ):
-        return ""
-    apart = (
-        first.low[indices[0]] > second.high[indices[1]]
-        or second.low[indices[1]] > first.high[indices[0]]
-    )
-    return (
-        f"half-way, at {plain(first.layers[indices[0]])}, a linear probe is right on "
-        f"{_probe_value(first, indices[0])} of the images from {names[0]} and on "
-        f"{_probe_value(second, indices[1])} from {names[1]}, intervals that "
-        f"{'do not overlap' if apart else 'overlap'}"
-    )
-
-
-def _probe_value(probe: ProbeResult, index: int) -> str:
+def probe_value(probe: ProbeResult, index: int) -> str:
     """A probe's accuracy with its interval."""
     low, high = percent(probe.low[index]), percent(probe.high[index])
     return f"{percent(probe.accuracy[index])} ({low} to {high})"
@@ -178,7 +108,7 @@ def probe_rows(probes: Sequence[ProbeResult]) -> list[dict[str, str]]:
         {
             "Checkpoint": probe.model,
             "Layer": layer,
-            "Accuracy": _probe_value(probe, index)
+            "Accuracy": probe_value(probe, index)
             if math.isfinite(probe.accuracy[index])
             else f"undefined: {probe.undefined.get(layer, '')}",
         }

@@ -6,9 +6,10 @@ from typing import Literal
 
 import streamlit as st
 
+from analysis.rule_styles import network_titles
 from analysis.study import Study
 from analysis.thumbnails import study_thumbnail
-from app import jobs, links, texts, widgets
+from app import jobs, links, texts, texts_overview, widgets
 from app.sources import studies
 from auglocal.errors import WorkError
 
@@ -30,7 +31,7 @@ def draw_card(file: studies.StudyFile) -> None:
         words, picture = widgets.side_by_side()
         with words:
             draw_accuracies(study)
-            st.markdown(texts.seen_in(study))
+            st.markdown(texts_overview.seen_in(study))
             draw_ways_on(study)
         with picture:
             picture_of = study_thumbnail(study, INK[st.context.theme.type or "light"])
@@ -40,15 +41,15 @@ def draw_card(file: studies.StudyFile) -> None:
 def draw_accuracies(study: Study) -> None:
     """Accuracy of each network that is compared, with the images it was measured on."""
     with st.container(horizontal=True, gap="large"):
-        titles = texts.titles(study)
-        for entry, title in zip(study.question.checkpoints, titles, strict=True):
+        titles = network_titles(study.question.checkpoints)
+        for entry in study.question.checkpoints:
             if entry.role:
                 continue
             accuracy = entry.accuracy
             value = texts.percent(accuracy["value"]) if accuracy else "not measured"
             images = f", {accuracy['samples']:,} {accuracy['split']} images" if accuracy else ""
             st.metric(
-                f"{texts.plain(title)}, accuracy",
+                f"{texts.plain(titles[entry.name])}, accuracy",
                 value,
                 help=texts.plain(f"{entry.name}, {entry.architecture}{images}"),
                 width="content",

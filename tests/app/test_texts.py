@@ -6,13 +6,14 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
-from app import texts
+from analysis.rule_styles import network_titles
+from app import texts, texts_overview
 
 
 def test_the_sentence_names_extremes_of_equal_depth_and_probes_with_intervals(make_study):
     study = make_study(undefined="stage3_block3")
     study.cka.values[12, 2] = study.cka.values[2, 12] = 0.4
-    sentence = texts.seen_in(study).replace("\\", "")
+    sentence = texts_overview.seen_in(study).replace("\\", "")
     assert sentence == (
         "At equal depth the two networks are most alike at stem (CKA 0.900, 95% 0.880 to 0.920) "
         "and least alike at stage1_block2 (CKA 0.400, 95% 0.880 to 0.920); half-way, at "
@@ -21,20 +22,53 @@ def test_the_sentence_names_extremes_of_equal_depth_and_probes_with_intervals(ma
     )
 
 
+def test_of_several_networks_the_sentence_names_the_most_and_the_least_alike(make_study):
+    study = make_study(
+        ("a" * 64, "b" * 64, "c" * 64),
+        names=("bp-net", "auglocal-net", "dgl-net"),
+        rules=("bp", "auglocal", "dgl"),
+        starts=(0.5, 0.6, 0.3),
+    )
+    study.cka.values[4, 24] = study.cka.values[24, 4] = 0.4
+    assert texts_overview.seen_in(study).replace("\\", "") == (
+        "Half-way, at stage2_block1, AugLocal is most like BP (CKA 0.900, 95% 0.880 to 0.920) and "
+        "DGL least (CKA 0.400, 95% 0.880 to 0.920); there, a linear probe is right most often on "
+        "AugLocal, 76.0% (74.0% to 78.0%) of the images, and least often on DGL, 46.0% (44.0% to "
+        "48.0%), intervals that do not overlap."
+    )
+
+
 def test_the_sentence_says_so_when_intervals_overlap(make_study):
-    assert texts.seen_in(make_study(starts=(0.5, 0.53))).endswith("intervals that overlap.")
+    assert texts_overview.seen_in(make_study(starts=(0.5, 0.53))).endswith(
+        "intervals that overlap."
+    )
 
 
 def test_the_sentence_leaves_out_what_is_undefined(make_study):
     study = make_study()
     study.cka.values[:] = math.nan
-    assert texts.seen_in(study).startswith("Half-way, at stage2")
-    assert "no value" in texts.seen_in(replace(study, probes=())).lower()
+    assert texts_overview.seen_in(study).startswith("Half-way, at stage2")
+    assert "no value" in texts_overview.seen_in(replace(study, probes=())).lower()
 
 
 def test_two_checkpoints_of_one_rule_go_by_their_names(make_study):
-    assert texts.titles(make_study(rules=("bp", "bp"))) == ["bp-net", "auglocal-net"]
-    assert texts.titles(make_study()) == ["BP", "AugLocal"]
+    twice = make_study(rules=("bp", "bp")).question.checkpoints
+    assert list(network_titles(twice).values()) == ["bp-net", "auglocal-net"]
+    assert list(network_titles(make_study().question.checkpoints).values()) == ["BP", "AugLocal"]
+
+
+def test_networks_of_one_rule_are_told_apart_by_what_differs(make_study):
+    first, second = make_study(rules=("auglocal", "auglocal")).question.checkpoints
+    first = replace(first, rule_options={"auxiliary_depth": 1, "pyramid": 0.5})
+    second = replace(second, rule_options={"auxiliary_depth": 3, "pyramid": 0.5})
+    again = replace(second, name="again", seed=7)
+    floor = replace(first, name="floor", role="floor")
+    assert list(network_titles([first, second, floor]).values()) == [
+        "AugLocal, d = 1",
+        "AugLocal, d = 3",
+        "untrained",
+    ]
+    assert network_titles([second, again])["again"] == "AugLocal, seed 7"
 
 
 def test_an_interval_that_is_missing_is_left_out(make_study):
