@@ -11,6 +11,7 @@ from analysis.commands.dynamics import add_dynamics
 from analysis.commands.inspect import add_inspect
 from analysis.commands.measure import add_measures
 from analysis.commands.predict import add_predict
+from analysis.commands.redo import add_redo
 from analysis.commands.report import add_report
 from analysis.commands.shared import (
     DONE,
@@ -48,6 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_convert,
         add_measures,
         add_dynamics,
+        add_redo,
         add_report,
     ):
         add_command(commands)

@@ -192,19 +192,12 @@ def _print_part(
 
 def run_and_save(options: argparse.Namespace) -> int:
     """Run every measure asked for, keep the study in a file, and print it; the exit status."""
-    check_out(options.out)
-    with _stop_requests() as stop_requests:
-        study = _run(
-            options,
-            options.measures,
-            title=options.title,
-            out=str(options.out),
-            cancelled=lambda: bool(stop_requests),
-            keep_partial=True,
-        )
+    study = run_and_keep(options)
     if study is None:
         return DONE
-    keep_study(study, options)
+    _print_study(study, options)
+    if not options.json:
+        print(f"\nstudy  {options.out}")
     if study.provenance.stopped is None:
         return DONE
     print(
@@ -215,16 +208,30 @@ def run_and_save(options: argparse.Namespace) -> int:
     return INTERRUPTED
 
 
+def run_and_keep(options: argparse.Namespace) -> Study | None:
+    """Run every measure asked for, and keep the study in --out; None on ranks but the first."""
+    check_out(options.out)
+    with _stop_requests() as stop_requests:
+        study = _run(
+            options,
+            options.measures,
+            title=options.title,
+            out=str(options.out),
+            cancelled=lambda: bool(stop_requests),
+            keep_partial=True,
+        )
+    if study is not None:
+        keep_study(study, options)
+    return study
+
+
 def keep_study(study: Study, options: argparse.Namespace) -> None:
-    """Write a study to --out, and print it."""
+    """Write a study to --out; print it where that fails."""
     try:
         save_study(study, options.out)
     except OSError as error:
         _print_study(study, options)  # the disk may be full, but the work is done
         raise OSError(error.errno, error.strerror, str(options.out)) from error
-    _print_study(study, options)
-    if not options.json:
-        print(f"\nstudy  {options.out}")
 
 
 def _print_study(study: Study, options: argparse.Namespace) -> None:
