@@ -1,8 +1,9 @@
 """Training runs on this machine, and what is known of their layers along training.
 
-In: run folders (./runs, the library's runs), studies of snapshots (shipped, opened, computed). Out:
-`Run`s, and the study that holds their snapshots on the images asked for. Computed studies are kept
-in the library's folder `dynamics` under the contents of the snapshots and the options.
+In: run folders (./runs, the library's and the shipped ones), studies of snapshots (shipped, opened,
+computed). Out: `Run`s, and the study that holds their snapshots on the images asked for. Computed
+studies are kept in the library's folder `dynamics` under the contents of the snapshots and the
+options.
 """
 
 from __future__ import annotations
@@ -105,8 +106,13 @@ def _kept_folder() -> Path:
 
 def runs() -> list[Run]:
     """All runs that can be shown: those with snapshots first, then those with records alone."""
-    found = [run for path in _run_folders() if (run := _open_run(path)) is not None]
-    known = {run.sha256s for run in found}
+    found: list[Run] = []
+    known: set[tuple[str, ...]] = set()
+    for path in _run_folders():
+        opened = _open_run(path)
+        if opened is not None and opened.sha256s not in known:  # a copy of a run shows nothing new
+            found.append(opened)
+            known |= {opened.sha256s} - {()}
     for study in _all_studies():
         for trajectory in trajectories(study):
             run = _studied_run(study, trajectory)
@@ -121,8 +127,8 @@ def runs() -> list[Run]:
 
 def _run_folders() -> list[Path]:
     """Folders that look like runs."""
-    roots = (Path("runs"), folders.library_folder() / "runs")
-    return sorted(path.parent for root in roots for path in root.glob("*/config.json"))
+    homes = (Path(), folders.library_folder(), folders.shipped_folder())
+    return sorted(path.parent for home in homes for path in home.glob("runs/*/config.json"))
 
 
 def _open_run(path: Path) -> Run | None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -63,7 +64,7 @@ def pair(library):
     """Two runs with snapshots in the library."""
     write_run(library / "runs", "mine-bp")
     write_run(library / "runs", "mine-local", "auglocal", epochs=(0, 2, 4))
-    return {run.name: run for run in dynamics.runs()}
+    return {run.name: run for run in dynamics.runs() if run.name.startswith("mine-")}
 
 
 def study_of(make_study, runs, gap=None):
@@ -350,6 +351,13 @@ def test_a_run_elsewhere_is_told_until_another_is_picked(open_app, measured):
     assert app.warning[0].value == "This link refers to a run not on this machine."
     app.selectbox(key="run_a").set_value(measured["mine-local"].key).run()
     assert not app.warning
+
+
+def test_a_copy_of_a_run_is_not_shown_again(pair, library, tmp_path):
+    shutil.copytree(library / "runs/mine-bp", tmp_path / "runs/copy")
+    names = [run.name for run in dynamics.runs()]
+    assert "copy" in names
+    assert "mine-bp" not in names
 
 
 def test_a_new_snapshot_is_another_question(pair, library):
