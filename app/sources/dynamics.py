@@ -128,7 +128,7 @@ def runs() -> list[Run]:
 def _run_folders() -> list[Path]:
     """Folders that look like runs."""
     homes = (Path(), folders.library_folder(), folders.shipped_folder())
-    return sorted(path.parent for home in homes for path in home.glob("runs/*/config.json"))
+    return [path.parent for home in homes for path in sorted(home.glob("runs/*/config.json"))]
 
 
 def _open_run(path: Path) -> Run | None:
