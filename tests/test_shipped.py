@@ -18,8 +18,9 @@ from auglocal.checkpoint import load_checkpoint
 from auglocal.data import load_dataset
 from auglocal.evaluation import evaluate
 from auglocal.files import file_sha256
+from scripts.make_tables import DOCUMENTS, ROOT, renewed
 
-FOLDER = Path(__file__).resolve().parents[1] / "checkpoints"
+FOLDER = ROOT / "checkpoints"
 README = (FOLDER / "README.md").read_text()
 CHECKPOINTS = sorted(FOLDER.glob("*.safetensors"))
 STUDIES = sorted(FOLDER.glob("*.study.json"))
@@ -30,6 +31,7 @@ def test_a_pair_and_a_study_of_each_data_set_are_there() -> None:
         "cifar10-jpeg-auglocal",
         "cifar10-jpeg-bp",
         "cifar10-jpeg-resnet32-auglocal",
+        "cifar10-jpeg-resnet32-bp-seed1",
         "cifar10-jpeg-resnet32-bp",
         "digits-auglocal",
         "digits-bp-seed1",
@@ -90,9 +92,15 @@ def test_the_networks_of_a_pair_differ_in_their_rule_only(pair: str) -> None:
     assert first["epochs"] >= 12
 
 
-def test_the_two_seeds_of_bp_differ_in_nothing_else() -> None:
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_tables_say_what_the_files_say(path: Path) -> None:
+    assert renewed(path.read_text()) == path.read_text(), "run python scripts/make_tables.py"
+
+
+@pytest.mark.parametrize("pair", ["digits", "cifar10-jpeg-resnet32"])
+def test_the_two_seeds_of_bp_differ_in_nothing_else(pair: str) -> None:
     first, second = (
-        load_checkpoint(FOLDER / f"digits-bp{ending}.safetensors").metadata.config
+        load_checkpoint(FOLDER / f"{pair}-bp{ending}.safetensors").metadata.config
         for ending in ("", "-seed1")
     )
     assert {name for name in first if first[name] != second[name]} == {"seed"}
