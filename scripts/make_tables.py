@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.rule_styles import rule_title
+from analysis.study import load_study
 from auglocal.backbones.registry import build_meta_backbone
 from auglocal.checkpoint import CheckpointMetadata, load_checkpoint
 from auglocal.files import file_sha256
@@ -123,6 +124,12 @@ def checksums() -> str:
     return "".join(f"- `{item.name}.safetensors` {item.sha256}\n" for item in shipped())
 
 
+def study_commands() -> str:
+    """What made every study, and makes it again."""
+    studies = [load_study(path) for path in sorted(FOLDER.glob("*.study.json"))]
+    return "\n" + "".join(f"    {study.provenance.command}\n" for study in studies) + "\n"
+
+
 def studied() -> dict[str, list[Shipped]]:
     """The networks of the large study by way, seeds together, best first after BP."""
     ways: dict[str, list[Shipped]] = {}
@@ -209,6 +216,7 @@ def ablations_table() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "files": files_table,
     "checksums": checksums,
+    "studies": study_commands,
     "rules": rules_table,
     "layers": layers_table,
     "costs": costs_table,
