@@ -174,8 +174,8 @@ MISLEADING: tuple[tuple[str, str], ...] = (
     ),
     (
         "Few images",
-        "SVCCA, PWCCA, Procrustes and biased CKA all rise as images become fewer than features. "
-        "Look at the chance or null level before the value.",
+        "SVCCA, PWCCA and biased CKA rise, and the Procrustes distance falls, as images become "
+        "fewer than features: unlike layers look alike. Look at the null level before the value.",
     ),
     (
         "Features far from zero",

@@ -109,9 +109,9 @@ def draw_upload() -> None:
 
 st.title("Layer by layer", anchor=False)
 st.markdown(
-    "What do networks learn when no error is propagated through them end to end? Here each hidden "
-    "layer has a small auxiliary network and a local loss of its own (AugLocal and other rules); "
-    "backpropagation (BP) is what they are compared with."
+    "What do networks learn when no error is propagated through them end to end? Here hidden "
+    "layers learn from local losses of their own, in AugLocal through auxiliary networks made of "
+    "copies of later layers; backpropagation (BP) is what they are compared with."
 )
 found = studies.cards()
 for card in found:
