@@ -19,13 +19,9 @@ CHART = ".js-plotly-plot .main-svg"
 def click_cell(page, row: int, column: int, size: int = 10) -> None:
     """Click the middle of a cell of the first map on the page."""
     area = page.locator(".js-plotly-plot .nsewdrag").first
-    area.wait_for()
-    area.scroll_into_view_if_needed()
     box = area.bounding_box()
-    page.mouse.move(
-        box["x"] + (column + 0.5) / size * box["width"],
-        box["y"] + (size - row - 0.5) / size * box["height"],
-    )
+    x, y = (column + 0.5) / size * box["width"], (size - row - 0.5) / size * box["height"]
+    area.hover(position={"x": x, "y": y})  # tried again where the page draws the map anew
     page.wait_for_selector(".hoverlayer .hovertext")
     page.mouse.down()
     page.mouse.up()
