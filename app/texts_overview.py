@@ -111,7 +111,7 @@ def _likeness_of_several(study: Study) -> str:
         f"{titles[least.name]} least ({least})"
     )
     references = [found[name] for name in map(study.reference, ROLES) if name in found]
-    beside = " and ".join(f"{titles[other.name]} {other}" for other in references)
+    beside = " and ".join(f"{titles[other.name]} ({other})" for other in references)
     return f"{text}, beside {beside}" if beside else text
 
 

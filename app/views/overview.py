@@ -28,7 +28,8 @@ def draw_card(file: studies.StudyFile) -> None:
     study = file.study
     with st.container(border=True, key=f"card-{file.path.name.split('.')[0]}"):
         st.subheader(texts.plain(texts.study_heading(study)), anchor=False)
-        words, picture = widgets.side_by_side()
+        is_pair = len(study.models) < 3
+        words, picture = widgets.side_by_side() if is_pair else (st.container(), st.container())
         with words:
             draw_accuracies(study)
             st.markdown(texts_overview.seen_in(study))
