@@ -6,6 +6,7 @@ import streamlit as st
 from streamlit import net_util
 
 from app import offering
+from app.sources import catalogue
 
 SIDEBAR = 208  # pixels; short names need no more
 WIDEST = 1280  # pixels; longer lines are hard to read
@@ -42,3 +43,4 @@ with st.container(width=WIDEST):
 if offering.queued_elsewhere():
     with st.sidebar:
         offering.queue()
+catalogue.warm()

@@ -310,11 +310,19 @@ def _pick_sheet(count: int) -> slice:
     sheets = -(-count // A_SHEET)
     links.restore("sheet", 1, links.whole_number)
     st.session_state["sheet"] = min(max(int(st.session_state["sheet"] or 1), 1), sheets)
-    if sheets > 1:
-        st.pagination(sheets, key="sheet", persist_state="session")
     sheet = int(st.session_state["sheet"])
+    if sheets > 1:
+        # A widget that always has a default must not have the choice's own key: its value is the
+        # default of the widget, which another number of sheets makes anew.
+        key = f"sheet-of-{sheets}"
+        st.pagination(sheets, default=sheet, key=key, on_change=lambda: _turn_to(key))
     links.remember(sheet="" if sheet == 1 else sheet)
     return slice((sheet - 1) * A_SHEET, sheet * A_SHEET)
+
+
+def _turn_to(key: str) -> None:
+    """Copy the sheet that was clicked to the choice of sheets."""
+    st.session_state["sheet"] = st.session_state[key]
 
 
 def _picture(

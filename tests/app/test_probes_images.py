@@ -122,7 +122,7 @@ def test_a_long_gallery_has_pages(open_app, study):
     wrong = round(SAMPLES * (1 - study.probes[0].accuracy[0]))
     assert wrong > 60, "the probe of an untrained stem is too good for this test"
     first = pictures_of(app)
-    app.pagination(key="sheet").set_value(2).run()
+    app.pagination[0].set_value(2).run()
     assert len(first) == 60
     assert len(pictures_of(app)) == min(60, wrong - 60)
     assert not set(first) & set(pictures_of(app))
