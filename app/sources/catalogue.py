@@ -94,7 +94,7 @@ def _import_slowly() -> None:
     """Wait until the first page is drawn, then import."""
     time.sleep(PAUSE)
     catalogue()
-    import analysis.run
+    import analysis.run  # noqa: F401
     import auglocal.layer_costs
     import auglocal.plan  # noqa: F401
 
@@ -175,8 +175,12 @@ def _parse(record: dict[str, Any]) -> Catalogue:
 def _parse_field(values: dict[str, Any]) -> Field:
     """A field from plain values."""
     field = Field(**{**values, "kind": KINDS[values["kind"]]})
-    lists = {"choices": tuple(field.choices), "rules": tuple(field.rules)}
-    return replace(field, default=_plain(field, field.default), **lists)
+    return replace(
+        field,
+        default=_plain(field, field.default),
+        choices=tuple(field.choices),
+        rules=tuple(field.rules),
+    )
 
 
 def _plain(field: Field, value: Any) -> Any:
