@@ -180,10 +180,15 @@ def difference_map(
     selected: Cell | None = None,
     limit: float | None = None,
 ) -> go.Figure:
-    """The first map minus the second; `limit` is where colours end, the largest one if None."""
-    title = first.titled(", difference")
+    """The first map minus the second; `limit` is where colours end, the largest one if None.
+
+    The axes name the networks of both maps, a line each, but no reference: the title does.
+    """
+    roles = [end.role for end in second.ends if end.role]
+    title = first.titled(f" minus the {roles[0]}" if roles else ", difference")
     rows, columns = (
-        a if a == b else f"{a} and {b}" for a, b in zip(first.labels, second.labels, strict=True)
+        a if a == b or roles else f"{a}\nand {b}"
+        for a, b in zip(first.labels, second.labels, strict=True)
     )
     names = (first.names, second.names)
     if isinstance(first.result, CKAPair) and isinstance(second.result, CKAPair):
