@@ -19,7 +19,8 @@ net_util.get_external_ip = lambda: None
 
 
 # PyTorch's threads that wait for each other sleep rather than spin: a study of two networks took 14
-# to 20 s instead of 70 to 83 s on two cores that others used as well. Read when PyTorch is imported.
+# to 20 s instead of 70 to 83 s on two cores that others used as well. PyTorch reads this when it is
+# imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
