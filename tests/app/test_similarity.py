@@ -471,7 +471,7 @@ def test_another_measure_can_be_held_against_the_floor(open_app, wait_for_job, f
     assert not app.exception
     assert not app.error
     figure = map_figure(figures_of(app))
-    assert "difference" in figure["layout"]["title"]["text"]
+    assert "minus the floor" in figure["layout"]["title"]["text"]
     assert app.metric[-1].label == "RSA of the floor"
     # The curves have the floor beside them.
     assert any("floor" in (t.get("name") or "") for f in figures_of(app) for t in f["data"])
