@@ -83,10 +83,10 @@ class LayerPair:
         return SHORT_NAMES.get(self.result.measure, self.result.title)
 
     def titled(self, what: str = "") -> str:
-        """A figure's title: the measure, of what, of which images."""
-        return (
-            f"{self.measure}{what}, {self.study.question.split} split, n = {self.result.samples:,}"
-        )
+        """A figure's title: the measure, of what, of which images; short enough for half a page."""
+        is_long = what and isinstance(self.result, SimilarityResult)
+        name = self.short[0].upper() + self.short[1:] if is_long else self.measure
+        return f"{name}{what}, {self.study.question.split} split, n = {self.result.samples:,}"
 
     def matched(self, *, best: bool) -> list[int]:
         """For each row the column at its depth, or the one most like it."""

@@ -471,7 +471,8 @@ def test_another_measure_can_be_held_against_the_floor(open_app, wait_for_job, f
     assert not app.exception
     assert not app.error
     figure = map_figure(figures_of(app))
-    assert "minus the floor" in figure["layout"]["title"]["text"]
+    # Of half a page's width: the measure's whole name would be cut.
+    assert figure["layout"]["title"]["text"] == "RSA minus the floor, test split, n = 40"
     assert app.metric[-1].label == "RSA of the floor"
     # The curves have the floor beside them.
     assert any("floor" in (t.get("name") or "") for f in figures_of(app) for t in f["data"])
