@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -18,24 +18,29 @@ from analysis.models import Model
 from analysis.paired import compare_layers
 from analysis.probe_neighbours import NeighbourProbe, knn_probe
 from analysis.probe_scores import wilson_interval
-from analysis.probes import ProbeFits, ProbeResult, fit_probes
+from analysis.probes import TO_COME, ProbeFits, ProbeResult, fit_probes
 from analysis.reading import Features, Key, Reading, Watch
 from analysis.request import StudyRequest
-from analysis.similarity import MEASURES, similarity_map
+from analysis.similarity import MEASURES, SimilarityResult, similarity_map
 from analysis.study import PairedProbes, PairSimilarity
 
 VALIDATION_FRACTION = 0.2
 CONFIDENCE_DIGITS = 4  # of what a file keeps of each image's probability
 
 
+# Takes an answer that is not whole: its name in a study, a function that gives it, how far it is.
+Keep = Callable[[str, Callable[[], Any], str], None]
+
+
 @dataclass(frozen=True)
 class Questions:
-    """What the answers need to know of a run besides its readings."""
+    """What the answers need to know of a run besides its readings, and where parts of them go."""
 
     models: Mapping[str, Model]
     test: ImageSample
     request: StudyRequest
     watch: Watch
+    keep: Keep = lambda name, make, so_far: None
 
 
 # ------------------------------------------------------------------------------------- probes
@@ -47,7 +52,21 @@ def answer_probes(
     """Fit a probe to every layer of every model, and score it; one result a model."""
     test, request = questions.test, questions.request
     test_features = reading.all_features()
-    questions.watch.start("Fitting probes", len(train_features))
+    total = len(train_features)
+
+    def results(
+        fits: ProbeFits[Key], neighbours: Mapping[Key, NeighbourProbe]
+    ) -> tuple[ProbeResult, ...]:
+        return tuple(
+            _probe_result(questions, name, train, fits, neighbours, reading)
+            for name in questions.models
+        )
+
+    def refined(fits: ProbeFits[Key]) -> None:
+        done = total - sum(reason == TO_COME for reason in fits.undefined.values())
+        questions.keep("probes", lambda: results(fits, {}), f"{done} of {total} layers")
+
+    questions.watch.start("Fitting probes", total)
     questions.watch.check()
     fits: ProbeFits[Key] = fit_probes(
         train_features,
@@ -59,26 +78,32 @@ def answer_probes(
         seed=request.seed,
         num_classes=len(test.classes),
         progress=lambda done, total: questions.watch.to(done) if done else None,
+        refined=refined,
         cancelled=questions.watch.cancelled,
     )
     questions.watch.check()
-    neighbours = _neighbours(questions, train, train_features, test_features)
-    return tuple(
-        _probe_result(questions, name, train, fits, neighbours, reading)
-        for name in questions.models
-    )
+
+    def found_more(found: Mapping[Key, NeighbourProbe], done: int) -> None:
+        so_far = f"all linear probes and the neighbours of {done} of {total} layers"
+        questions.keep("probes", lambda: results(fits, found), so_far)
+
+    return results(fits, _neighbours(questions, train, train_features, test_features, found_more))
 
 
 def _neighbours(
-    questions: Questions, train: ImageSample, train_features: Features, test_features: Features
+    questions: Questions,
+    train: ImageSample,
+    train_features: Features,
+    test_features: Features,
+    found_more: Callable[[Mapping[Key, NeighbourProbe], int], None],
 ) -> dict[Key, NeighbourProbe]:
     """Ask the nearest training images of every layer that they can be found in."""
     k = min(questions.request.num_neighbours, len(train.labels))
     if k == 0:
         return {}
     questions.watch.start("Finding nearest neighbours", len(train_features))
-    found = {}
-    for key, features in train_features.items():
+    found: dict[Key, NeighbourProbe] = {}
+    for done, (key, features) in enumerate(train_features.items(), start=1):
         questions.watch.check()
         if np.isfinite(features).all() and np.isfinite(test_features[key]).all():
             found[key] = knn_probe(
@@ -90,6 +115,7 @@ def _neighbours(
                 num_classes=len(questions.test.classes),
             )
         questions.watch.step()
+        found_more(found, done)
     return found
 
 
@@ -246,48 +272,76 @@ def answer_similarity(
         name: {layer: features[name, layer] for layer in model.layer_names}
         for name, model in questions.models.items()
     }
-    request, watch = questions.request, questions.watch
-    results = []
-    for measure in request.similarities:
-        for name_a, name_b in pairs:
-            watch.start(f"{MEASURES[measure]().title}: {name_a} and {name_b}", 1)
-            result = similarity_map(
-                by_model[name_a],
-                by_model[name_b],
-                MEASURES[measure](),
-                groups=request.groups,
-                seed=request.seed,
-                cancelled=watch.cancelled,
-            )
-            watch.check()
-            watch.step()
-            results.append(PairSimilarity(name_a, name_b, result))
+    results: list[PairSimilarity] = []
+    for measure in questions.request.similarities:
+        for pair in pairs:
+            result = _compare(questions, by_model, measure, pair, results)
+            results.append(PairSimilarity(*pair, result))
     return tuple(results)
+
+
+def _compare(
+    questions: Questions,
+    by_model: Mapping[str, Mapping[str, FloatArray]],
+    measure: str,
+    pair: tuple[str, str],
+    before: Sequence[PairSimilarity],
+) -> SimilarityResult:
+    """Compare one pair of models; after every row of layers, keep it beside the pairs before it."""
+    request, watch = questions.request, questions.watch
+    first, second = pair
+    rows = len(by_model[first])
+    # The steps of `similarity_map`: layers, rows of pairs, and the same again for each group.
+    steps = 2 * rows + len(by_model[second]) + request.groups * (1 + rows)
+    watch.start(f"{MEASURES[measure]().title}: {first} and {second}", steps)
+
+    def keep(result: SimilarityResult, so_far: str) -> None:
+        part = (*before, PairSimilarity(first, second, result))
+        questions.keep("similarity", lambda: part, f"{so_far} of {first} against {second}")
+
+    result = similarity_map(
+        by_model[first],
+        by_model[second],
+        MEASURES[measure](),
+        groups=request.groups,
+        seed=request.seed,
+        progress=lambda done, total: watch.to(done) if done else None,
+        refined=lambda done, part: keep(part, f"{done} of {rows} layers"),
+        cancelled=watch.cancelled,
+    )
+    watch.check()
+    watch.to(steps)
+    keep(result, f"all {rows} layers")
+    return result
 
 
 def answer_geometry(questions: Questions, reading: Reading) -> tuple[GeometryResult, ...]:
     """Measure the geometry of every layer of every model."""
     features = reading.all_features()
-    watch = questions.watch
-    watch.start("Measuring geometry", len(features))
-    results, done = [], 0
+    watch, total = questions.watch, len(features)
+    watch.start("Measuring geometry", total)
+    results: list[GeometryResult] = []
     for name, model in questions.models.items():
         accumulator = GeometryAccumulator(
             groups=questions.request.geometry_groups, seed=questions.request.seed
         )
         for layer in model.layer_names:
             accumulator.update(layer, features[name, layer], questions.test.labels)
-        before = done
+
+        def keep(part: GeometryResult, whole: Sequence[GeometryResult] = tuple(results)) -> None:
+            watch.step()
+            so_far = f"{watch.done} of {total} layers"
+            questions.keep("geometry", lambda: (*whole, part), so_far)
+
         results.append(
             accumulator.result(
                 model=name,
                 classifier=_classifier(questions, name, reading),
-                progress=lambda count, total, before=before: watch.to(before + count),  # type: ignore[misc]
+                refined=keep,
                 cancelled=watch.cancelled,
             )
         )
         watch.check()
-        done += len(model.layer_names)
     return tuple(results)
 
 

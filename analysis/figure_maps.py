@@ -32,7 +32,7 @@ WIDEST_GAPS = 40  # with more cells a side, gaps would take more room than colou
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a map: its title and the names along it, (L,), all plain text.
+    """One axis of a map: its title (of several lines maybe) and the names along it, (L,), plain.
 
     `by_stage` names and separates stages of layers; otherwise the entries have names themselves.
     """
@@ -190,7 +190,7 @@ def _axis(axis: Axis) -> dict[str, object]:
     """An axis of a map: stages named at their middle, no grid, no zoom."""
     ticks, names = axis.ticks()
     return {
-        "title": text(axis.title),
+        "title": text(axis.title).replace("\n", "<br>"),
         "tickvals": ticks,
         "ticktext": names,
         "ticks": "",

@@ -208,11 +208,21 @@ def measure_difference_map(
     row_label: str,
     column_label: str,
     names: tuple[str, str],
+    limit: float | None = None,
 ) -> go.Figure:
     """How much more alike layers are in one map of a measure than in another, cell by cell.
 
     Blue is more alike in the first map, whichever way the measure runs. No interval: both maps
     rest on the same images.
+
+    Args:
+        minuend: Values (L_a, L_b).
+        subtrahend: Values of the same shape, subtracted.
+        title: What is shown, with the number of images.
+        row_label: What the rows are layers of.
+        column_label: What the columns are layers of.
+        names: What to call the two maps.
+        limit: The difference at which colours end, on both sides; the largest one here if None.
 
     Raises:
         ValueError: The maps differ in shape.
@@ -223,7 +233,7 @@ def measure_difference_map(
             f"and {subtrahend.values.shape}; choose networks with equally many layers"
         )
     difference: FloatArray = minuend.values - subtrahend.values
-    limit = largest_difference([difference])
+    limit = largest_difference([difference]) if limit is None else limit
 
     def hover(row: int, column: int) -> str:
         heading = f"<b>{text(minuend.rows[row])}</b> and <b>{text(minuend.columns[column])}</b><br>"

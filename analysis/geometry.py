@@ -142,6 +142,7 @@ class GeometryAccumulator:
         classifier: Classifier | None = None,
         measures: Sequence[str] = tuple(GEOMETRY_MEASURES),
         progress: Watch = lambda done, total: None,
+        refined: Callable[[GeometryResult], None] = lambda result: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> GeometryResult:
         """Turn what was gathered into measures; more may be added later.
@@ -151,6 +152,7 @@ class GeometryAccumulator:
             classifier: for NC3, at the layer that it reads, and NC4, at every layer.
             measures: names of GEOMETRY_MEASURES.
             progress: called after every layer with the number done and of all.
+            refined: called after every layer with the layers measured so far.
             cancelled: asked before every layer; layers from then on are undefined.
 
         Returns:
@@ -163,6 +165,9 @@ class GeometryAccumulator:
         if not self._layers:
             raise ValueError("geometry needs at least one batch of images, but none was added")
         predictions = self._predictions(classifier)
+        widths = {layer: sums.width for layer, sums in self._layers.items()}
+        samples = max(sums.samples for sums in self._layers.values())
+        settings = _Settings(model, tuple(measures), samples, self.groups, self._options.seed)
         answers: dict[str, Mapping[str, Answer]] = {}
         for layer, sums in self._layers.items():
             if cancelled():
@@ -170,9 +175,7 @@ class GeometryAccumulator:
             reading = Reading(sums, _weights_for(classifier, layer), predictions)
             answers[layer] = measure_layer(reading, measures)
             progress(len(answers), len(self._layers))
-        widths = {layer: sums.width for layer, sums in self._layers.items()}
-        samples = max(sums.samples for sums in self._layers.values())
-        settings = _Settings(model, tuple(measures), samples, self.groups, self._options.seed)
+            refined(_table(settings, widths, answers))
         return _table(settings, widths, answers)
 
     def _predictions(self, classifier: Classifier | None) -> dict[int, int] | None:

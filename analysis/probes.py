@@ -10,7 +10,7 @@ verbs that both share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +39,7 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)
 CONSTANT = "its features are the same for every training image, so there is nothing to read"
 CANCELLED = "the fit was cancelled before it came to this layer"
+TO_COME = "no probe is fitted to this layer yet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,6 +283,7 @@ def fit_probes(
     num_classes: int | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    refined: Callable[[ProbeFits[KeyT]], None] = lambda fits: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> ProbeFits[KeyT]:
     """Fit a linear probe to every layer of every model and score it.
@@ -314,6 +316,7 @@ def fit_probes(
         threads: layers fitted at the same time; None takes as many as BLAS may use, and BLAS
             uses one in each.
         progress: called with (layers done, layers in all), first with 0.
+        refined: called after every layer with the probes fitted so far.
         cancelled: asked after every layer; after True no further layer is begun.
 
     Raises:
@@ -347,18 +350,14 @@ def fit_probes(
                 for done, future in enumerate(as_completed(futures), start=1):
                     answers[futures[future]] = future.result()
                     progress(done, total)
+                    if not plan.stop.is_set():
+                        refined(_gathered(plan, train_by_layer, answers))
                     if cancelled():
                         plan.stop.set()
             except BaseException:
                 plan.stop.set()
                 raise
-    return ProbeFits(
-        layers={key: probe for key in train_by_layer if not isinstance(probe := answers[key], str)},
-        undefined={key: text for key in train_by_layer if isinstance(text := answers[key], str)},
-        labels=test_labels,
-        num_classes=plan.num_classes,
-        cancelled=plan.stop.is_set(),
-    )
+    return _gathered(plan, train_by_layer, answers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -406,6 +405,20 @@ def _plan(
         validation_part=validation_part,
         num_classes=num_classes or int(max(train_labels.max(), test_labels.max())) + 1,
         stop=stop,
+    )
+
+
+def _gathered(
+    plan: _Plan, keys: Iterable[KeyT], answers: Mapping[KeyT, LayerProbe | str]
+) -> ProbeFits[KeyT]:
+    """Put the layers answered so far in order."""
+    found = {key: answers.get(key, TO_COME) for key in keys}
+    return ProbeFits(
+        layers={key: probe for key, probe in found.items() if not isinstance(probe, str)},
+        undefined={key: text for key, text in found.items() if isinstance(text, str)},
+        labels=plan.test_labels,
+        num_classes=plan.num_classes,
+        cancelled=plan.stop.is_set(),
     )
 
 

@@ -54,6 +54,11 @@ class Watch:
         if self.cancelled():
             raise Cancelled("The analysis was cancelled; nothing was saved.")
 
+    @property
+    def done(self) -> int:
+        """Steps done of this stage."""
+        return self._at.done
+
     def step(self) -> None:
         """Count one step."""
         self.to(self._at.done + 1)

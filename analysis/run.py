@@ -12,6 +12,7 @@ import platform
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path, PurePath
@@ -64,9 +65,10 @@ def run_study(
         floor: one that should not, such as an untrained network of the same architecture.
         progress: called at the start of a stage, after every batch and after every probe.
         cancelled: asked before every batch and every probe.
-        keep_partial: after `cancelled` give what there is so far, if only CKA of some batches.
-        partial: called with CKA of the batches read so far, at most twice a second; that study's
-            provenance says that it is not whole. Not with a full-set estimator, nor under torchrun.
+        keep_partial: after `cancelled` give what there is so far: CKA of some batches, or of the
+            other measures, and CKA over the whole set, some layers.
+        partial: called with what there is so far, at most twice a second; that study's provenance
+            says that it is not whole. Not under torchrun.
         options: fields of `StudyRequest`; `dataset` is needed.
 
     Returns:
@@ -81,7 +83,7 @@ def run_study(
         raise InputError("There is no checkpoint to read; give at least one.")
     run = _Run(request, models, ceiling, floor, Watch(progress, cancelled))
     if partial is not None:
-        run.refined = _Refiner(run, partial)
+        run.show = _Refiner(run, partial)
     # NumPy's threads and PyTorch's wait for each other by spinning: together they took six times
     # as long as PyTorch's alone (40 s against 6.5 s on two busy cores).
     with threadpool_limits(1, user_api="blas"):
@@ -130,7 +132,9 @@ class _Run:
         self.plan = self._plan()
         self.share = share_of_this_process()
         self.stopped: str | None = None
-        self.refined: Callable[[CKAAccumulator], None] = lambda accumulator: None
+        self.whole: dict[str, Any] = {"cka": None, "probes": ()}
+        self.latest: _Part | None = None
+        self.show: Callable[[], None] = lambda: None
 
     def _draw(self, split: str, samples: int | None, **options: Any) -> ImageSample:
         request = self.request
@@ -164,6 +168,26 @@ class _Run:
     # ------------------------------------------------------------------------------- answers
 
     def answer(self, keep_partial: bool) -> dict[str, Any]:
+        """All answers of a study by name; what there is of them after a wish to stop."""
+        try:
+            return self._answer()
+        except Cancelled:
+            if not keep_partial or self.latest is None:
+                raise
+            return self.part("stopped")
+
+    def keep(self, name: str, make: Callable[[], Any], so_far: str) -> None:
+        """Take note of an answer that is not whole, and show it now and then."""
+        self.latest = _Part(name, make, so_far)
+        self.show()
+
+    def part(self, word: str) -> dict[str, Any]:
+        """The answers so far; the study's provenance then says how far they are, after `word`."""
+        assert self.latest is not None
+        self.stopped = f"{word} after {self.latest.so_far}"
+        return {**self.whole, self.latest.name: self.latest.make()}
+
+    def _answer(self) -> dict[str, Any]:
         """All answers of a study by name."""
         request = self.request
         if request.full_set:
@@ -179,9 +203,19 @@ class _Run:
             train_features = {} if whole is None else whole.all_features()
         if reading is None:  # another process answers
             return {"cka": None, "probes": ()}
-        if self.watch.cancelled():
-            return self._partial(reading, keep_partial)
+        if reading.cka is not None and (done := self._batches(reading.cka)):
+            self.latest = _Part("cka", reading.cka.result, done)
+        self.watch.check()
         return self._answers(reading, train_features)
+
+    def _batches(self, accumulator: CKAAccumulator) -> str:
+        """How many batches CKA has; "" for none."""
+        done = len(accumulator.state()["indices"])
+        return f"{done} of {len(self.plan.slices)} batches" if done else ""
+
+    def _refined(self, accumulator: CKAAccumulator) -> None:
+        """Keep CKA of the batches read so far."""
+        self.keep("cka", accumulator.result, self._batches(accumulator))
 
     def _read_test(self) -> Reading:
         """Read this process's part of the test images, if a pass is needed."""
@@ -189,13 +223,12 @@ class _Run:
             return Reading()
         slices, request = self.plan.slices, self.request
         return read_test(
-            self.models, self.test, slices, request, self.watch, self.share, self.refined
+            self.models, self.test, slices, request, self.watch, self.share, self._refined
         )
 
     def _answers(self, reading: Reading, train_features: Any) -> dict[str, Any]:
-        request = self.request
-        questions = Questions(self.models, self.test, request, self.watch)
-        answers: dict[str, Any] = {"cka": None, "probes": ()}
+        request, answers = self.request, self.whole
+        questions = Questions(self.models, self.test, request, self.watch, self.keep)
         if request.full_set:
             answers["cka"] = self._full_set()
         elif reading.cka is not None:
@@ -210,23 +243,16 @@ class _Run:
         return answers
 
     def _pairs(self) -> list[tuple[str, str]]:
-        """Every two models that are compared, and the first one with each reference."""
+        """Every two models that are compared, and each reference with the first one of its rule."""
         pairs = list(combinations(self.compared, 2)) or [(self.compared[0],) * 2]
         references = [name for name, role in self.roles.items() if role]
-        return [*pairs, *((self.compared[0], name) for name in references)]
+        return [*pairs, *((self._partner(name), name) for name in references)]
 
-    def _partial(self, reading: Reading, keep_partial: bool) -> dict[str, Any]:
-        """What a run that was stopped has to give: CKA of the batches done."""
-        done = 0 if reading.cka is None else len(reading.cka.state()["indices"])
-        if not keep_partial or reading.cka is None or done == 0:
-            raise Cancelled("The analysis was cancelled; nothing was saved.")
-        return self.part(reading.cka, "stopped")
-
-    def part(self, accumulator: CKAAccumulator, word: str) -> dict[str, Any]:
-        """CKA of the batches done; the study's provenance then says how many, after `word`."""
-        done = len(accumulator.state()["indices"])
-        self.stopped = f"{word} after {done} of {len(self.plan.slices)} batches"
-        return {"cka": accumulator.result(), "probes": ()}
+    def _partner(self, reference: str) -> str:
+        """The compared model with a reference's rule, or the first one."""
+        rule = self.models[reference].metadata.rule
+        same = (name for name in self.compared if self.models[name].metadata.rule == rule)
+        return next(same, self.compared[0])
 
     def _full_set(self) -> CKAResult:
         """CKA over all images at once, layer after layer."""
@@ -247,6 +273,7 @@ class _Run:
                 self.watch.check()
                 accumulator.add((name, layer), [self._pooled(part) for part in parts])
                 self.watch.step()
+                self.keep("cka", accumulator.result, f"{self.watch.done} of {total} layers")
         return accumulator.result()
 
     def _pooled(self, features: Any) -> Any:
@@ -354,22 +381,34 @@ class _Run:
 
 UNTRAINED = "untrained"
 REFINED_EVERY = 0.5  # seconds; a map that changes faster cannot be read
+SHARE_SHOWN = 0.1  # of the time at most goes into what is shown before the end
+
+
+@dataclass(frozen=True)
+class _Part:
+    """An answer that is not whole: its name, a function that gives it, how far it is."""
+
+    name: str
+    make: Callable[[], Any]
+    so_far: str
 
 
 class _Refiner:
-    """Shows CKA of the batches read so far, now and then."""
+    """Shows the answers so far, now and then."""
 
     def __init__(self, run: _Run, show: Callable[[Study], None]) -> None:
         self._run, self._show = run, show
-        self._last = -math.inf
+        self._next = -math.inf
 
-    def __call__(self, accumulator: CKAAccumulator) -> None:
-        if self._run.share.count > 1 or time.perf_counter() - self._last < REFINED_EVERY:
+    def __call__(self) -> None:
+        started = time.perf_counter()
+        if self._run.share.count > 1 or started < self._next:
             return
-        answers = self._run.part(accumulator, "so far")
+        answers = self._run.part("so far")
         self._show(self._run.study(answers))
         self._run.stopped = None
-        self._last = time.perf_counter()
+        ended = time.perf_counter()
+        self._next = ended + max(REFINED_EVERY, (ended - started) / SHARE_SHOWN)
 
 
 def _words(options: Mapping[str, object]) -> list[str]:

@@ -28,6 +28,7 @@ SMALLEST_GROUPS = 10  # a jackknife of fewer parts has intervals too wide to be 
 # Unrelated features that score this part of the way from "unlike" to "alike" deserve a word.
 HIGH_CHANCE = 0.3
 STOPPED = "the run was stopped before this pair was compared"
+TO_COME = "this pair is not compared yet"
 
 
 class Measure(Protocol):
@@ -163,6 +164,7 @@ def similarity_map(
     sample_limit: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    refined: Callable[[int, SimilarityResult], None] = lambda rows, result: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> SimilarityResult:
     """Compare all layers of one model with all layers of another.
@@ -191,6 +193,7 @@ def similarity_map(
             measure's own limit.
         seed: decides which images are drawn, and the parts.
         progress: called with the steps done and all steps; a step is a layer or a row of pairs.
+        refined: called after every row with the rows done and what is there; intervals come last.
         cancelled: asked before every step; if it says yes, what is there is returned, and the
             cells that are not say so.
 
@@ -212,10 +215,27 @@ def similarity_map(
     )
     rows = job.prepare(features_by_layer_a, "a")
     columns = job.prepared_again(rows) if job.same else job.prepare(features_by_layer_b, "b")
-    values = job.compare(rows, columns)
-    job.explain_missing(values, list(rows), list(columns))
-    chance = _chances(measure, rows, columns, values)
+
+    def row_done(count: int, so_far: FloatArray) -> None:
+        errors = np.full_like(so_far, np.nan)
+        refined(count, _result(job, rows, columns, so_far.copy(), errors, groups))
+
+    values = job.compare(rows, columns, row_done)
     errors = job.jackknife(rows, columns, groups)
+    return _result(job, rows, columns, values, errors, groups)
+
+
+def _result(
+    job: _Job,
+    rows: Mapping[str, Any],
+    columns: Mapping[str, Any],
+    values: FloatArray,
+    errors: FloatArray,
+    groups: int,
+) -> SimilarityResult:
+    """Put values and standard errors together with what a reader should know of them."""
+    measure = job.measure
+    chance = _chances(measure, rows, columns, values)
     margin = errors * _student_t(groups)
     return SimilarityResult(
         measure=_name(measure),
@@ -223,17 +243,17 @@ def similarity_map(
         options=_options(measure),
         range=measure.range,
         direction=measure.direction,
-        rows=tuple(features_by_layer_a),
-        columns=tuple(features_by_layer_b),
+        rows=tuple(rows),
+        columns=tuple(columns),
         values=values,
         standard_errors=errors,
         low=values - margin,
         high=values + margin,
         chance=chance,
-        undefined=job.undefined,
+        undefined=job.explained(values, list(rows), list(columns)),
         samples=len(job.images),
         groups=groups,
-        seed=seed,
+        seed=job.seed,
         notes=_notes(job, values, chance, errors, groups),
     )
 
@@ -329,7 +349,12 @@ class _Job:
         self.done += len(rows)
         return rows
 
-    def compare(self, rows: Mapping[str, Any], columns: Mapping[str, Any]) -> FloatArray:
+    def compare(
+        self,
+        rows: Mapping[str, Any],
+        columns: Mapping[str, Any],
+        row_done: Callable[[int, FloatArray], None] = lambda count, values: None,
+    ) -> FloatArray:
         """Fill the (L_a, L_b) values; NaN where there is none."""
         values = np.full((len(rows), len(columns)), np.nan)
         mirrored = self.same and self.measure.symmetric
@@ -346,15 +371,20 @@ class _Job:
                     compare = partial(self.measure.compare, row, column)
                     value = self._defined(f"{row_name}|{column_name}", compare)
                     values[row_index, column_index] = np.nan if value is None else value
+            if going_on:
+                row_done(row_index + 1, values)
         return values
 
-    def explain_missing(self, values: FloatArray, rows: list[str], columns: list[str]) -> None:
-        """Give a reason to cells without a value whose layers have none."""
+    def explained(self, values: FloatArray, rows: list[str], columns: list[str]) -> dict[str, str]:
+        """Give all reasons, also of cells without a value whose layers have none."""
+        reasons = dict(self.undefined)
         for row_index, column_index in zip(*np.nonzero(np.isnan(values)), strict=True):
             row, column = rows[row_index], columns[column_index]
-            if f"a/{row}" not in self.undefined and f"b/{column}" not in self.undefined:
-                twin = self.undefined.get(f"{column}|{row}") if self.same else None
-                self.undefined.setdefault(f"{row}|{column}", twin or STOPPED)
+            if f"a/{row}" not in reasons and f"b/{column}" not in reasons:
+                twin = reasons.get(f"{column}|{row}") if self.same else None
+                missing = STOPPED if self.stopped else TO_COME
+                reasons.setdefault(f"{row}|{column}", twin or missing)
+        return reasons
 
     def enough_for(self, groups: int) -> bool:
         """Tell whether every group of a jackknife would have two images or more."""

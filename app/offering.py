@@ -19,6 +19,8 @@ from auglocal.errors import WorkError
 
 SHOWN_JOBS = "shown_jobs"  # keys of jobs whose progress the page shows itself
 PROBLEM = "start_problem"
+COMING = "Results appear here as they come in; Cancel keeps what there is by then."
+WHOLE = "This has nothing to show before its end; Cancel keeps no part of it."
 Draw = Callable[[Study], None]
 
 
@@ -56,14 +58,13 @@ def offer_study(
     offer(
         request.key,
         _open_question(request, entries, part, text),
-        verb if part is None else f"{verb} in full",
+        verb,
         lambda: computing.start(request, entries, title),
         button=f"run-{request.measure}",
         is_ready=bool(request.dataset),
         draw=draw,
+        part=part,
     )
-    if part is not None and draw is not None and not _is_open(request.key):
-        draw(part)
 
 
 def offer(
@@ -75,6 +76,7 @@ def offer(
     button: str = "",
     is_ready: bool = True,
     draw: Draw | None = None,
+    part: Study | None = None,
 ) -> None:
     """Show how far a job is, or offer to start it.
 
@@ -86,6 +88,7 @@ def offer(
         button: key of the button, of the job if empty.
         is_ready: False while a choice is missing.
         draw: shows an answer that still improves.
+        part: what a stopped job kept.
     """
     if _is_open(key):
         st.session_state.setdefault(SHOWN_JOBS, set()).add(key)
@@ -95,12 +98,14 @@ def offer(
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
         st.markdown(f"{text}{_turn()}.")
         st.button(
-            verb,
+            verb if part is None else f"{verb} in full",
             type="primary",
             key=button or f"start-{key}",
             disabled=not is_ready,
             on_click=partial(_start, start),
         )
+    if part is not None and draw is not None:
+        draw(part)
 
 
 def _is_open(key: str) -> bool:
@@ -191,6 +196,8 @@ def progress(key: str, draw: Draw | None = None) -> None:
     _panel(job, "page")
     if draw is not None and job.partial is not None:
         draw(job.partial)
+    elif job.state == jobs.RUNNING:
+        st.caption(COMING if draw is not None else WHOLE)
 
 
 def _panel(job: jobs.Job, place: str) -> None:
@@ -215,7 +222,7 @@ def _panel(job: jobs.Job, place: str) -> None:
 def _progress_text(job: jobs.Job) -> str:
     """Stage, count and time left."""
     if job.is_cancelling:
-        return "Stopping after this batch"
+        return "Stopping after this step"
     text = texts.plain(job.stage)
     if job.total:
         text += f", {job.done:,} of {job.total:,}"

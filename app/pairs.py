@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,11 @@ class LayerPair:
         return self.result.title
 
     @property
+    def key(self) -> str:
+        """What is measured, as the command line calls it."""
+        return "cka" if isinstance(self.result, CKAPair) else self.result.measure
+
+    @property
     def short(self) -> str:
         """What is measured, for a number."""
         if isinstance(self.result, CKAPair):
@@ -78,10 +83,10 @@ class LayerPair:
         return SHORT_NAMES.get(self.result.measure, self.result.title)
 
     def titled(self, what: str = "") -> str:
-        """A figure's title: the measure, of what, of which images."""
-        return (
-            f"{self.measure}{what}, {self.study.question.split} split, n = {self.result.samples:,}"
-        )
+        """A figure's title: the measure, of what, of which images; short enough for half a page."""
+        is_long = what and isinstance(self.result, SimilarityResult)
+        name = self.short[0].upper() + self.short[1:] if is_long else self.measure
+        return f"{name}{what}, {self.study.question.split} split, n = {self.result.samples:,}"
 
     def matched(self, *, best: bool) -> list[int]:
         """For each row the column at its depth, or the one most like it."""
@@ -106,21 +111,31 @@ def find_pair(study: Study, measure: str, sha256_a: str, sha256_b: str) -> Layer
 
 
 def find_references(pair: LayerPair, chosen: Mapping[str, bool]) -> dict[str, LayerPair]:
-    """The ceiling and the floor of a pair's study, as far as they are there and chosen."""
+    """The ceiling and the floor of a pair's study, as far as they are there and chosen.
+
+    A reference takes the place of the network that has its rule, and else of the first one's
+    partner: of A and B, with a second seed of B, that is the second seed and B.
+    """
     found = {}
-    rules = [end.rule for end in pair.ends]
-    is_cka = isinstance(pair.result, CKAPair)
     for entry in pair.study.question.checkpoints:
         if not chosen.get(entry.role) or entry.sha256 in {end.sha256 for end in pair.ends}:
             continue
-        # Beside the network of its rule; studies of other measures hold the first one's only.
-        is_second = is_cka and rules[1] == entry.rule != rules[0]
-        partner = pair.ends[1 if is_second else 0]
-        measure = "cka" if is_cka else pair.result.measure  # type: ignore[union-attr]
-        reference = find_pair(pair.study, measure, partner.sha256, entry.sha256)
+        reference = _with_reference(pair, entry)
         if reference is not None:
             found[entry.role] = reference
     return found
+
+
+def _with_reference(pair: LayerPair, entry: StudyCheckpoint) -> LayerPair | None:
+    """One network of a pair with a reference in the other's place; None where nothing holds it."""
+    first, second = (end.sha256 for end in pair.ends)
+    rules = [end.rule for end in pair.ends]
+    ways = [(first, entry.sha256), (entry.sha256, second)]
+    if rules[1] == entry.rule != rules[0]:
+        ways.reverse()
+    # Studies of other measures than CKA hold a reference with one network only.
+    pairs = (find_pair(pair.study, pair.key, *way) for way in ways)
+    return next((found for found in pairs if found is not None), None)
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -146,13 +161,34 @@ def pair_map(pair: LayerPair, *, selected: Cell | None = None, stretch: bool = F
     )
 
 
+def has_difference(first: LayerPair, second: LayerPair) -> bool:
+    """Whether two maps can be subtracted."""
+    return bool(first.result.values.shape == second.result.values.shape)
+
+
+def difference_limit(parts: Sequence[tuple[LayerPair, LayerPair]]) -> float:
+    """Where colours end, on both sides, of maps of differences that are to compare."""
+    return figures.largest_difference(
+        [first.result.values - second.result.values for first, second in parts]
+    )
+
+
 def difference_map(
-    first: LayerPair, second: LayerPair, *, selected: Cell | None = None
+    first: LayerPair,
+    second: LayerPair,
+    *,
+    selected: Cell | None = None,
+    limit: float | None = None,
 ) -> go.Figure:
-    """The first map minus the second."""
-    title = first.titled(", difference")
+    """The first map minus the second; `limit` is where colours end, the largest one if None.
+
+    The axes name the networks of both maps, a line each, but no reference: the title does.
+    """
+    roles = [end.role for end in second.ends if end.role]
+    title = first.titled(f" minus the {roles[0]}" if roles else ", difference")
     rows, columns = (
-        a if a == b else f"{a} and {b}" for a, b in zip(first.labels, second.labels, strict=True)
+        a if a == b or roles else f"{a}\nand {b}"
+        for a, b in zip(first.labels, second.labels, strict=True)
     )
     names = (first.names, second.names)
     if isinstance(first.result, CKAPair) and isinstance(second.result, CKAPair):
@@ -163,6 +199,7 @@ def difference_map(
             row_label=rows,
             column_label=columns,
             names=names,
+            limit=limit,
         )
     else:
         assert isinstance(first.result, SimilarityResult)
@@ -174,6 +211,7 @@ def difference_map(
             row_label=rows,
             column_label=columns,
             names=names,
+            limit=limit,
         )
     if selected is not None:
         outline(figure, *selected)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import streamlit as st
 from streamlit import net_util
 
 from app import offering
+from app.sources import catalogue
 
 SIDEBAR = 208  # pixels; short names need no more
 WIDEST = 1280  # pixels; longer lines are hard to read
@@ -13,6 +16,12 @@ WIDEST = 1280  # pixels; longer lines are hard to read
 # A page elsewhere that tries our WebSocket is refused; without this, Streamlit asks a server on the
 # internet for this machine's address first.
 net_util.get_external_ip = lambda: None
+
+
+# PyTorch's threads that wait for each other sleep rather than spin: a study of two networks took 14
+# to 20 s instead of 70 to 83 s on two cores that others used as well. PyTorch reads this when it is
+# imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def compare() -> None:
@@ -42,3 +51,4 @@ with st.container(width=WIDEST):
 if offering.queued_elsewhere():
     with st.sidebar:
         offering.queue()
+catalogue.warm()

@@ -66,6 +66,28 @@ def geometry_answers(request: Request, entries: Sequence[CheckpointFile]) -> lis
     return found
 
 
+def probe_parts(study: Study, entries: Sequence[CheckpointFile]) -> list[ProbeAnswer]:
+    """The probes of a study that is not whole, of checkpoints that have any layer yet."""
+    found = []
+    for entry in entries:
+        name = _name(study, entry)
+        probe = next((probe for probe in study.probes if probe.model == name), None)
+        if probe is not None and np.isfinite(probe.accuracy).any():
+            found.append(ProbeAnswer(entry, study, replace(probe, model=entry.name)))
+    return found
+
+
+def geometry_parts(study: Study, entries: Sequence[CheckpointFile]) -> list[GeometryAnswer]:
+    """The same of geometry."""
+    found = []
+    for entry in entries:
+        name = _name(study, entry)
+        result = next((result for result in study.geometry if result.model == name), None)
+        if result is not None:
+            found.append(GeometryAnswer(entry, study, replace(result, model=entry.name)))
+    return found
+
+
 def _name(study: Study, entry: CheckpointFile) -> str:
     """What a study calls a checkpoint."""
     return studies.study_checkpoint(study, entry.sha256).name

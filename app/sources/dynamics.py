@@ -96,6 +96,11 @@ class Question:
         """Where the answer is kept."""
         return _kept_folder() / f"{self.key}.study.json"
 
+    @property
+    def stopped_path(self) -> Path:
+        """Where an answer is kept that was stopped before it was whole; `find` never reads it."""
+        return folders.library_folder() / studies.PARTS / f"{self.key}.study.json"
+
 
 def _kept_folder() -> Path:
     return folders.library_folder() / "dynamics"
@@ -290,13 +295,21 @@ def start(question: Question, chosen: Sequence[Run]) -> jobs.Job:
         jobs.BusyError, OSError: as `jobs.Registry.start`.
     """
     title = f"Snapshots of {' and '.join(run.name for run in chosen)}"
-    return computing.registry().start(question.key, title, _work(question, chosen), question.path)
+    work, stopped = _work(question, chosen), question.stopped_path
+    return computing.registry().start(question.key, title, work, question.path, stopped)
+
+
+def find_stopped(question: Question) -> Study | None:
+    """What a stopped job kept of the answer; None where it kept nothing."""
+    with contextlib.suppress(ValueError, OSError):
+        return _read(*folders.stamp(question.stopped_path))
+    return None
 
 
 def _work(question: Question, chosen: Sequence[Run]) -> jobs.Work:
     """The work of a job, as `python -m analysis dynamics` does it."""
 
-    def work(report: Callable[[str, int, int], None], cancelled: Callable[[], bool]) -> Study:
+    def work(report: jobs.Report, cancelled: Callable[[], bool]) -> Study:
         report("Opening snapshots", 0, 0)
         from analysis.models import open_model
         from analysis.run import run_study
@@ -318,7 +331,9 @@ def _work(question: Question, chosen: Sequence[Run]) -> jobs.Work:
             title=f"Snapshots of {' and '.join(run.name for run in chosen)}",
             out="dynamics.study.json",
             progress=lambda step: report(step.stage, step.done, step.total),
+            partial=report.publish,
             cancelled=cancelled,
+            keep_partial=True,
         )
 
     return work

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
+from app.sources.catalogue import catalogue
+
 if TYPE_CHECKING:
     from auglocal.layer_costs import LayerCosts
 
@@ -109,9 +111,8 @@ def _bp_costs(
     return count_layer_costs(architecture, BP(), batch_size, num_classes, size, width)
 
 
-@st.cache_resource(show_spinner=False)
 def choices() -> dict[str, tuple[str, ...]]:
     """What can be picked for fields of `TrainConfig` that take a name."""
-    from auglocal.commands.shared import CHOICES
-
-    return {name: CHOICES[name] for name in ("architecture", "rule", "local_loss", "selection")}
+    fields = catalogue().fields
+    names = ("architecture", "rule", "local_loss", "selection")
+    return {name: fields[name].choices for name in names}

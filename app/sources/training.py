@@ -22,15 +22,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from app import jobs
 from app.sources import folders
+from app.sources.catalogue import Field, Recipe, catalogue
 from auglocal.errors import InputError, writing
 from auglocal.files import write_whole
 
@@ -110,62 +111,14 @@ class Progress:
 # ---------------------------------------------------------------------------------- what to train
 
 
-@dataclass(frozen=True)
-class Field:
-    """A field of `TrainConfig`, for a form.
-
-    `kind` is bool, int, float, str or "ints" (whole numbers with commas between them); `choices`
-    are names to pick from, none where anything goes; `smallest` is the least number allowed.
-    """
-
-    name: str
-    doc: str
-    default: Any
-    kind: Any
-    is_optional: bool
-    choices: tuple[str, ...]
-    smallest: int | None
-
-
-@st.cache_resource(show_spinner=False)
 def config_fields() -> dict[str, Field]:
     """All fields of `TrainConfig`, by name."""
-    from auglocal import config
-    from auglocal.commands.shared import CHOICES
-    from auglocal.data import AUGMENTATIONS
-    from auglocal.schedule import SCHEDULES
-
-    choices = {
-        **CHOICES,
-        "dataset": tuple(name for name in CHOICES["dataset"] if ":" not in name),
-        "augmentation": tuple(AUGMENTATIONS),
-        "schedule": tuple(SCHEDULES),
-        "precision": config.PRECISION_NAMES,
-        "snapshot_dtype": tuple(config.WEIGHT_TYPES),
-        "device": config.DEVICE_NAMES,
-    }
-    kinds = get_type_hints(config.TrainConfig)
-    found = {}
-    for item in fields(config.TrainConfig):
-        parts = get_args(kinds[item.name])
-        is_ints = kinds[item.name] == tuple[int, ...]
-        found[item.name] = Field(
-            name=item.name,
-            doc=item.metadata["doc"],
-            default=item.default,
-            kind="ints" if is_ints else parts[0] if parts else kinds[item.name],
-            is_optional=type(None) in parts,
-            choices=choices.get(item.name, ()),
-            smallest=config.SMALLEST.get(item.name),
-        )
-    return found
+    return catalogue().fields
 
 
 def is_relevant(name: str, rule: str) -> bool:
     """Whether a rule knows an option; options that are no rule's matter to all."""
-    from auglocal.rules.registry import RULES
-
-    owners = [key for key, kind in RULES.items() if name in {item.name for item in fields(kind)}]
+    owners = config_fields()[name].rules
     return not owners or rule in owners
 
 
@@ -196,12 +149,9 @@ def problem(values: tuple[tuple[str, Any], ...]) -> str:
     return ""
 
 
-@st.cache_resource(show_spinner=False)
-def recipes() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Description and values of every shipped recipe, by name."""
-    from auglocal.recipe import shipped_recipes
-
-    return {recipe.name: (recipe.description, recipe.values) for recipe in shipped_recipes()}
+def recipes() -> dict[str, Recipe]:
+    """Every shipped recipe, by name."""
+    return catalogue().recipes
 
 
 def option_arguments(values: Mapping[str, Any]) -> list[str]:
@@ -209,12 +159,9 @@ def option_arguments(values: Mapping[str, Any]) -> list[str]:
 
     A value is part of its flag's own argument, so that no text can be taken for another flag.
     """
-    from auglocal.config import TrainConfig
-
     arguments = []
-    for item in fields(TrainConfig):
+    for item in config_fields().values():
         value = values.get(item.name, item.default)
-        assert item.default is not MISSING
         if value == item.default or value is None:
             continue
         flag = item.name.replace("_", "-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import streamlit as st
 
 from analysis import figures, figures_dynamics
@@ -353,8 +354,8 @@ def answers(chosen: Sequence[Run], question: Question) -> dict[str, Study]:
     return found
 
 
-def offer(chosen: Sequence[Run], question: Question) -> None:
-    """Offer to measure the snapshots of these runs."""
+def offer(chosen: Sequence[Run], question: Question, shown: str) -> None:
+    """Offer to measure the snapshots of these runs; `shown` is the measure of what is there."""
     able = [run for run in chosen if len(run.snapshots) > 1]
     if len(able) < len([run for run in chosen if len(run.sha256s) > 1]):
         st.info(
@@ -372,14 +373,48 @@ def offer(chosen: Sequence[Run], question: Question) -> None:
         return
     count = sum(len(run.snapshots) for run in able)
     seconds = dynamics.seconds_of(question, count)
-    time = f", about {texts.duration(seconds)}" if seconds else ""
+    time = f"about {texts.duration(seconds)}" if seconds else ""
     names = " and ".join(run.name for run in able)
+    text = f"Not measured yet for these choices: {count} snapshots, {question.samples:,} images"
+    text += f", {time}" if time else ""
+    part = dynamics.find_stopped(question)
+    if part is not None:
+        text = f"**Partial**: {texts.plain(str(part.provenance.stopped))}"
+        text += f"; all of it takes {time}" if time else ""
     offering.offer(
         question.key,
-        f"Not measured yet for these choices: {count} snapshots, {question.samples:,} images{time}",
+        text,
         f"Measure {names}",
         lambda: dynamics.start(question, able),
+        draw=lambda part: draw_part(part, able, shown),
+        part=part,
     )
+
+
+def draw_part(study: Study, chosen: Sequence[Run], shown: str) -> None:
+    """Maps that are not whole: while they are computed, or what a stopped job kept."""
+    made = {run.name: map_of(run, chosen, study, shown) for run in chosen}
+    parts = {
+        name: part
+        for name, part in made.items()
+        if part is not None and np.isfinite(part.values).any()
+    }
+    if not parts:
+        return
+    scale = figures_dynamics.common_scale(list(parts.values()))
+    rows = max(len(part.trajectory.epochs) for part in parts.values())
+    places = widgets.side_by_side() if len(parts) == 2 else [st.container()]
+    for place, (name, part) in zip(places, parts.items(), strict=False):
+        title = f"{part.title[0].upper()}{part.title[1:]}: {name}"
+        with place:
+            widgets.chart(
+                figures_dynamics.development_map(
+                    part, title=title, label=name, scale=scale, rows=rows
+                ),
+                f"part-{name}",
+                f"{title}, so far",
+            )
+    st.caption(f"**Partial**, {texts.plain(str(study.provenance.stopped))}.")
 
 
 def draw_files(
@@ -411,7 +446,7 @@ def draw(chosen: Sequence[Run], question: Question) -> None:
     parts = {name: part for name, part in made.items() if part is not None}
     needs_study = shown not in RECORDS and any(run.name not in parts for run in able)
     if needs_study and able:
-        offer(chosen, question)
+        offer(chosen, question, shown)
     for run in chosen:
         if run not in able:
             st.info(f"{texts.plain(run.name)} {texts_dynamics.NO_SNAPSHOTS}")

@@ -12,6 +12,7 @@ from analysis import figures_geometry
 from analysis.figure_style import rule_title
 from analysis.geometry_measures import GEOMETRY_MEASURES
 from analysis.projection import NO_UMAP
+from analysis.study import Study
 from app import (
     jobs,
     links,
@@ -51,25 +52,44 @@ def draw_measures(found: Sequence[GeometryAnswer]) -> None:
         label_visibility="collapsed",
     )
     links.remember(group="" if group == "Dimension" else group)
+    _draw_group(found, str(group), "chart")
+    groups = found[0].geometry.groups
+    st.caption(
+        f"Bands: 95%, from leaving out one of {groups} groups of images at a time "
+        "(Wilson's for shares of images, chi-squared for TwoNN). They cover the choice of this "
+        "many images, not of training runs: each network was trained once. Point at a gap to read "
+        "why there is no value."
+    )
+
+
+def _draw_group(found: Sequence[GeometryAnswer], group: str, suffix: str) -> None:
+    """The curves of a group of measures, each with its definition; charts are named by `suffix`."""
     results = [answer.geometry for answer in found]
     rules = {answer.entry.name: answer.entry.rule for answer in found}
     split = found[0].study.question.split
     grid = st.grid(2, min_column_width=widgets.NARROWEST_FIGURE, gap="large")
-    for measure in texts_geometry.GROUPS[str(group)]:
+    for measure in texts_geometry.GROUPS[group]:
         kind = GEOMETRY_MEASURES[measure]
         title = f"{kind.title}, {split} split, n = {results[0].samples:,}"
         with grid.cell():
             widgets.chart(
                 figures_geometry.geometry_curves(results, rules, measure, title=title),
-                f"{measure}-chart",
+                f"{measure}-{suffix}",
                 f"{kind.title} by depth",
             )
             st.caption(texts.plain(texts_geometry.definition(measure)))
+
+
+def draw_part(study: Study, entries: Sequence[CheckpointFile]) -> None:
+    """Curves that are not whole: while layers are measured, or what a stopped job kept."""
+    found = answers.geometry_parts(study, entries)
+    if not found:
+        return
+    group = st.session_state.get("group")
+    _draw_group(found, group if group in texts_geometry.GROUPS else "Dimension", "part")
     st.caption(
-        f"Bands: 95%, from leaving out one of {results[0].groups} groups of images at a time "
-        "(Wilson's for shares of images, chi-squared for TwoNN). They cover the choice of this "
-        "many images, not of training runs: each network was trained once. Point at a gap to read "
-        "why there is no value."
+        f"**Partial**, {texts.plain(str(study.provenance.stopped))}. Layers that are there do not "
+        "change any more."
     )
 
 
@@ -469,7 +489,13 @@ def page() -> None:
     if missing:
         names = texts_probes.listed([entry.name for entry in missing])
         request = studies.narrowed(question.request, missing)
-        offering.offer_study(request, missing, f"Measuring {names}", "Measure geometry")
+        offering.offer_study(
+            request,
+            missing,
+            f"Measuring {names}",
+            "Measure geometry",
+            draw=lambda part: draw_part(part, missing),
+        )
     if found:
         draw_measures(found)
     if question.request.dataset:

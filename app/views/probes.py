@@ -15,6 +15,7 @@ from app import jobs, links, offering, pictures, several, texts, texts_probes, w
 from app.several import Question
 from app.sources import answers, images, studies
 from app.sources.answers import ProbeAnswer
+from app.sources.checkpoints import CheckpointFile
 from app.texts_probes import ANYTHING, Gallery
 
 ANY = -1  # stands for every class in the boxes
@@ -69,6 +70,29 @@ def draw_curves(found: Sequence[ProbeAnswer]) -> None:
         + (". Dotted lines: each network's own classifier" if kind.endswith("accuracy") else "")
         + f". {texts.IMAGES_NOTE}"
     )
+
+
+def draw_part(study: Study, entries: Sequence[CheckpointFile]) -> None:
+    """Curves that are not whole: while probes are fitted, or what a stopped job kept."""
+    found = answers.probe_parts(study, entries)
+    if not found:
+        return
+    probes = [answer.probe for answer in found]
+    kind = st.session_state.get("score", "accuracy")
+    if kind not in KINDS or not any(_has_values(probe, kind) for probe in probes):
+        kind = "accuracy"
+    rules = {answer.entry.name: answer.entry.rule for answer in found}
+    title = f"{KINDS[kind]}, {study.question.split} split, n = {probes[0].test_samples:,}"
+    widgets.chart(_curves(kind, probes, rules, title), "part-chart", f"{KINDS[kind]} so far")
+    st.caption(
+        f"**Partial**, {texts.plain(str(study.provenance.stopped))}. Layers that are there do not "
+        "change any more."
+    )
+
+
+def _has_values(probe: Any, kind: str) -> bool:
+    values = getattr(probe, kind)
+    return values is not None and bool(np.isfinite(values).any())
 
 
 def _curves(kind: str, probes: Sequence[Any], rules: dict[str, str], title: str) -> Any:
@@ -310,11 +334,19 @@ def _pick_sheet(count: int) -> slice:
     sheets = -(-count // A_SHEET)
     links.restore("sheet", 1, links.whole_number)
     st.session_state["sheet"] = min(max(int(st.session_state["sheet"] or 1), 1), sheets)
-    if sheets > 1:
-        st.pagination(sheets, key="sheet", persist_state="session")
     sheet = int(st.session_state["sheet"])
+    if sheets > 1:
+        # A widget that always has a default must not have the choice's own key: its value is the
+        # default of the widget, which another number of sheets makes anew.
+        key = f"sheet-of-{sheets}"
+        st.pagination(sheets, default=sheet, key=key, on_change=lambda: _turn_to(key))
     links.remember(sheet="" if sheet == 1 else sheet)
     return slice((sheet - 1) * A_SHEET, sheet * A_SHEET)
+
+
+def _turn_to(key: str) -> None:
+    """Copy the sheet that was clicked to the choice of sheets."""
+    st.session_state["sheet"] = st.session_state[key]
 
 
 def _picture(
@@ -361,7 +393,14 @@ def _offer(
     """Progress, or a button to run."""
     names = " and ".join(entry.name for entry in entries)
     request = studies.narrowed(question.request, entries)
-    offering.offer_study(request, entries, f"Probing {names}", verb, **options)
+    offering.offer_study(
+        request,
+        entries,
+        f"Probing {names}",
+        verb,
+        draw=lambda part: draw_part(part, entries),
+        **options,
+    )
 
 
 def draw_files(found: Sequence[ProbeAnswer], dataset: str) -> None:

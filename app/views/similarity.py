@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
@@ -19,13 +20,23 @@ from app.sources.checkpoints import CheckpointFile
 from app.sources.studies import Request
 
 SIDES = {"A-B": (0, 1), "A-A": (0, 0), "B-B": (1, 1)}
-DIFFERENCE, ALL = "difference", "all"
+DIFFERENCE, CEILING, FLOOR, ALL = "difference", "ceiling", "floor", "all"
+REFERENCES = (CEILING, FLOOR)
 SIDE_NAMES = {
     "A-B": "A with B",
     "A-A": "A with A",
     "B-B": "B with B",
     DIFFERENCE: "A with A minus B with B",
-    ALL: "All four",
+    CEILING: "A with B minus ceiling",
+    FLOOR: "A with B minus floor",
+    ALL: "All",
+}
+# What the colours of a difference mean, after the names of the two networks of the second map.
+MEANINGS = {
+    DIFFERENCE: "Blue: more alike in A with A; red: in B with B.",
+    CEILING: "Blue: A and B are more alike than two networks that should be; red: less, so that "
+    "more than another seed tells them apart.",
+    FLOOR: "Blue: A and B are more alike than architecture alone makes them; red: less.",
 }
 MEASURES = tuple(pairs.MEASURE_TITLES)
 WHOLE = 0  # a choice of None would look like no choice
@@ -272,25 +283,43 @@ def pick_more(
     return [by_sha256[sha256] for sha256 in picked]
 
 
-def pick_side(is_one: bool, measure: str) -> str:
-    """Which map: A with B, one with itself, their difference, or all."""
+def pick_side(is_one: bool, measure: str, missing: Sequence[str]) -> str:
+    """Which map: A with B, one with itself, a difference of maps, or all.
+
+    Args:
+        is_one: whether A is B.
+        measure: that is shown.
+        missing: of the references, those that are not chosen.
+    """
     links.restore("map", "A-B", lambda text: text if text in SIDE_NAMES else None)
     if is_one:
         return "A-A"
-    offered = [side for side in SIDE_NAMES if measure == "cka" or side in SIDES]
+    possible = SIDE_NAMES if measure == "cka" else (*SIDES, *REFERENCES)
+    offered = [side for side in possible if side not in missing]
     if st.session_state["map"] not in offered:
         st.session_state["map"] = "A-B"
-    return str(
-        st.segmented_control(
-            "Map",
-            offered,
-            key="map",
-            required=True,
-            format_func=SIDE_NAMES.__getitem__,
-            persist_state="session",
-            label_visibility="collapsed",
-        )
+    chosen = st.segmented_control(
+        "Map",
+        offered,
+        key="map",
+        required=True,
+        format_func=SIDE_NAMES.__getitem__,
+        persist_state="session",
+        label_visibility="collapsed",
     )
+    if missing:
+        st.caption(_missing_sentence(missing))
+    return str(chosen)
+
+
+def _missing_sentence(missing: Sequence[str]) -> str:
+    """Why there is no map minus the ceiling, or the floor, and what to do about it."""
+    parts = {
+        CEILING: "a ceiling (such as a second seed of A or B)",
+        FLOOR: "a floor (an untrained network)",
+    }
+    names = " or ".join(parts[role] for role in missing)
+    return f"No map minus {names}, because none is chosen: pick one under the options above."
 
 
 def pick_cell(pair: LayerPair) -> tuple[int, int]:
@@ -329,23 +358,24 @@ def draw_pair(
     references: Mapping[str, LayerPair],
     ends: tuple[CheckpointFile, CheckpointFile],
     request: Request,
+    side: str,
 ) -> None:
     """The map on the left, what is chosen in it on the right, and below the curves by depth."""
     left, right = widgets.side_by_side()
     with right:
         cell = pick_cell(pair)
         links.remember(row=pair.rows[cell[0]], column=pair.columns[cell[1]])
-        draw_cell(pair, minus, cell)
+        draw_cell(pair, minus, cell, side)
         detail = st.container()
     with left:
-        draw_map(pair, minus, cell)
-    if minus is None:
+        draw_map(pair, minus, cell, side)
+    if side != DIFFERENCE:
         draw_curves(pair, references)
     with detail:
         draw_detail(pair, cell, ends, request)
 
 
-def draw_map(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int]) -> None:
+def draw_map(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int], side: str) -> None:
     """The map that is clicked in."""
     is_cka = pair.short == "CKA" and minus is None
     if minus is not None:
@@ -363,7 +393,7 @@ def draw_map(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int]) ->
         config=widgets.chart_config("map"),
         alt=alternative,
     )
-    more = " Blue: more alike in A with A; red: in B with B." if minus is not None else ""
+    more = f" {difference_caption(side, minus)}" if minus is not None else ""
     st.caption(f"Click a cell, or pick two layers.{more}")
     if is_cka:
         st.toggle(
@@ -374,7 +404,13 @@ def draw_map(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int]) ->
         )
 
 
-def draw_cell(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int]) -> None:
+def difference_caption(side: str, minus: LayerPair) -> str:
+    """What the colours of a difference mean, and which reference is subtracted; markdown."""
+    reference = f" The {side}: {texts.plain(minus.names)}." if side in REFERENCES else ""
+    return f"{MEANINGS[side]}{reference}"
+
+
+def draw_cell(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int], side: str) -> None:
     """The chosen pair of layers in numbers."""
     with st.container(horizontal=True, gap="medium", key="detail"):
         for title, value in pairs.cell_parts(pair, cell).items():
@@ -382,7 +418,8 @@ def draw_cell(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int]) -
         if minus is not None:
             other = pairs.cell_parts(minus, cell)
             name = next(iter(other))
-            st.metric(f"{name} of B with B", other[name], width="content")
+            what = f"the {side}" if side in REFERENCES else "B with B"
+            st.metric(f"{name} of {what}", other[name], width="content")
     note = pairs.cell_note(pair, cell)
     if note:
         st.caption(texts.plain(note))
@@ -519,25 +556,38 @@ def draw_curves(pair: LayerPair, references: Mapping[str, LayerPair]) -> None:
         )
 
 
-def draw_all(found: Mapping[str, LayerPair]) -> None:
-    """A with B, each with itself, and the difference, side by side on common scales."""
-    maps = [pairs.pair_map(found[side]) for side in SIDES]
-    names = [SIDE_NAMES[side] for side in SIDES]
-    if has_difference(found["A-A"], found["B-B"]):
-        maps.append(pairs.difference_map(found["A-A"], found["B-B"]))
-        names.append(f"{SIDE_NAMES[DIFFERENCE]}; blue: more alike in A with A")
-    for start in range(0, len(maps), 2):
-        for place, figure, name in zip(
-            widgets.side_by_side(), maps[start : start + 2], names[start : start + 2]
-        ):
+def draw_all(found: Mapping[str, LayerPair], references: Mapping[str, LayerPair]) -> None:
+    """A with B, each with itself, and the differences, side by side on common scales."""
+    differences = {
+        side: parts
+        for side, parts in _subtracted(found, references).items()
+        if pairs.has_difference(*parts)
+    }
+    limit = pairs.difference_limit(list(differences.values()))
+    maps = {side: pairs.pair_map(found[side]) for side in SIDES}
+    maps |= {side: pairs.difference_map(*parts, limit=limit) for side, parts in differences.items()}
+    sides = list(maps)
+    for start in range(0, len(sides), 2):
+        for place, side in zip(widgets.side_by_side(), sides[start : start + 2]):
             with place:
-                widgets.chart(figure, f"map-{name[:24]}", f"Map of {name}")
-                st.caption(name)
+                widgets.chart(maps[side], f"map-{side}", f"Map of {SIDE_NAMES[side]}")
+                more = ""
+                if side in differences:
+                    more = f". {difference_caption(side, differences[side][1])}"
+                st.caption(f"**{SIDE_NAMES[side]}**{more}")
 
 
-def has_difference(first: LayerPair, second: LayerPair) -> bool:
-    """Whether two maps can be subtracted."""
-    return bool(first.result.values.shape == second.result.values.shape)
+def _subtracted(
+    found: Mapping[str, LayerPair], references: Mapping[str, LayerPair]
+) -> dict[str, tuple[LayerPair, LayerPair]]:
+    """Both maps of every difference, as far as they are there."""
+    parts = {DIFFERENCE: (found.get("A-A"), found.get("B-B"))}
+    parts |= {role: (found.get("A-B"), references.get(role)) for role in REFERENCES}
+    return {
+        side: (first, second)
+        for side, (first, second) in parts.items()
+        if first is not None and second is not None
+    }
 
 
 def draw_plane(study: Study) -> None:
@@ -562,7 +612,7 @@ def draw_part(study: Study, measure: str, chosen: Sequence[CheckpointFile], side
     """A map that is not whole: while it is computed, or what a stopped job kept."""
     first, second = (chosen[end].sha256 for end in SIDES.get(side, (0, 1)))
     pair = pairs.find_pair(study, measure, first, second)
-    if pair is None:
+    if pair is None or not np.isfinite(pair.result.values).any():
         return
     left, right = widgets.side_by_side()
     with left:
@@ -571,9 +621,14 @@ def draw_part(study: Study, measure: str, chosen: Sequence[CheckpointFile], side
         widgets.chart(
             pairs.depth_curve(pair, {}, best=False), "part-curve", "Similarity at the same depth"
         )
+    by_batches = study.cka is not None and study.cka.estimator == "unbiased"
     st.caption(
         f"**Partial**, {texts.plain(str(study.provenance.stopped))}: {pair.result.samples:,} "
-        "images; values and intervals still change."
+        + (
+            "images; values and intervals still change."
+            if by_batches
+            else "images; layers to come are crossed out, and intervals come last."
+        )
     )
 
 
@@ -589,23 +644,24 @@ def draw(
         for name, (a, b) in SIDES.items()
     }
     whole = {name: pair for name, pair in found.items() if pair is not None}
-    shown = whole["A-A" if side == DIFFERENCE else side if side in SIDES else "A-B"]
+    base = {DIFFERENCE: "A-A", **{name: name for name in SIDES}}
+    shown = whole[base.get(side, "A-B")]
     references = pairs.find_references(
         shown, {"ceiling": request.ceiling is not None, "floor": request.floor is not None}
     )
+    both = _subtracted(whole, references).get(side)
     if side == ALL:
-        draw_all(whole)
+        draw_all(whole, references)
         draw_curves(shown, references)
-    elif side == DIFFERENCE and not has_difference(whole["A-A"], whole["B-B"]):
-        widgets.empty_state(
-            "No difference",
-            "The two networks have different numbers of layers, so that their maps cannot be "
-            "subtracted; choose another map.",
-        )
+    elif side not in SIDES and (both is None or not pairs.has_difference(*both)):
+        reason = "The two maps are of different numbers of layers and cannot be subtracted"
+        if both is None:
+            reason = f"This study holds no {side} for this pair"
+        widgets.empty_state("No difference", f"{reason}; choose another map.")
     else:
-        minus = whole["B-B"] if side == DIFFERENCE else None
-        first, second = SIDES.get(side, (0, 0))
-        draw_pair(shown, minus, references, (chosen[first], chosen[second]), request)
+        minus = both[1] if both else None
+        first, second = SIDES[base.get(side, "A-B")]
+        draw_pair(shown, minus, references, (chosen[first], chosen[second]), request, side)
     st.caption(texts.plain(pairs.caption(shown)))
     draw_plane(study)
     tables: dict[str, Callable[[], str]] = {"Map": lambda: pairs.map_csv(shown)}
@@ -660,10 +716,11 @@ def page() -> None:
     left, right = widgets.side_by_side()
     with left:
         options, ceiling, floor = pick_options(measure, chosen, entries)
-    side = pick_side(len(sha256s) == 1, measure)
+    missing = [role for role, given in ((CEILING, ceiling), (FLOOR, floor)) if given is None]
+    side = pick_side(len(sha256s) == 1, measure, missing)
     links.remember(map=side)
     asked = [*sha256s, *(entry.sha256 for entry in more)]
-    if measure != "cka" and side != "A-B":
+    if measure != "cka" and side in ("A-A", "B-B"):
         # Other measures compare one pair at a time.
         asked = [chosen[SIDES[side][0]].sha256]
         ceiling = floor = None

@@ -14,7 +14,8 @@ from app import jobs, links, texts, widgets
 from app import texts_auxiliary as costs_words
 from app import texts_train as words
 from app.sources import checkpoints, datasets, plans, training
-from app.sources.training import Field, Run
+from app.sources.catalogue import Field
+from app.sources.training import Run
 from auglocal.errors import InputError, WorkError
 from auglocal.files import file_sha256
 
@@ -92,7 +93,8 @@ def draw_field(field: Field) -> None:
 def apply_recipe() -> None:
     """After another recipe: all fields at its values, the others at their defaults."""
     chosen = st.session_state[f"{PREFIX}recipe"]
-    values = training.recipes()[chosen][1] if chosen in training.recipes() else {}
+    recipe = training.recipes().get(chosen)
+    values = recipe.values if recipe else {}
     for field in training.config_fields().values():
         value = values.get(field.name, field.default)
         st.session_state[PREFIX + field.name] = form_value(field, value)
@@ -107,7 +109,7 @@ def pick_recipe() -> None:
         "Start from",
         names,
         key=key,
-        format_func=lambda name: training.recipes()[name][0] if name != FRESH else FRESH,
+        format_func=lambda name: training.recipes()[name].description if name != FRESH else FRESH,
         on_change=apply_recipe,
         persist_state="session",
         help="A recipe fills in the form; change what you like.",
@@ -274,7 +276,8 @@ def draw_new() -> None:
         st.warning(texts.plain(jobs.sentence(error)))
         return
     remember(values)
-    problem = training.problem(tuple(values.items()))
+    with st.spinner("Checking"):
+        problem = training.problem(tuple(values.items()))
     if problem:
         st.warning(texts.plain(problem))
         return

@@ -216,8 +216,9 @@ def test_cka_can_be_watched_while_batches_come_in(models, monkeypatch):
     from analysis import run as run_file
 
     monkeypatch.setattr(run_file, "REFINED_EVERY", 0)
+    monkeypatch.setattr(run_file, "SHARE_SHOWN", 1e9)
     seen = []
-    study = run_study(models, **SMALL, partial=seen.append)
+    study = run_study(models, **SMALL, measures=["cka"], partial=seen.append)
     batches = len(study.cka.batch_sizes)
     assert [len(part.cka.batch_sizes) for part in seen] == list(range(1, batches))
     assert seen[0].provenance.stopped == f"so far after 1 of {batches} batches"
@@ -242,6 +243,67 @@ def test_a_watched_map_is_drawn_no_more_often_than_can_be_read(models, monkeypat
     seen = []
     run_study(models, **SMALL, partial=seen.append)
     assert len(seen) == 1
+
+
+MEASURED = {  # a measure, what the whole of it is done after, and the layers that a part has
+    "probe": (lambda study: study.probes[0].accuracy, "Fitting probes"),
+    "geometry": (lambda study: study.geometry[0].values["participation_ratio"], "Measuring"),
+    "procrustes": (lambda study: study.similarity[0].result.values[:, 0], "Procrustes"),
+}
+
+
+@pytest.mark.parametrize("measure", MEASURED)
+def test_other_measures_can_be_watched_and_kept_layer_by_layer(models, monkeypatch, measure):
+    from analysis import run as run_file
+
+    monkeypatch.setattr(run_file, "REFINED_EVERY", 0)
+    monkeypatch.setattr(run_file, "SHARE_SHOWN", 1e9)
+    get, stage = MEASURED[measure]
+    seen = []
+    whole = get(run_study(models, **SMALL, measures=[measure], partial=seen.append))
+    depth = len(whole)
+    for done in range(1, depth + 1):
+        part = get(seen[done - 1])
+        np.testing.assert_array_equal(part[:done], whole[:done])
+        assert np.isnan(part[done:]).all()
+        assert seen[done - 1].provenance.stopped.startswith(f"so far after {done} of ")
+    # Procrustes prepares all layers of both networks first, and tells of a row when it begins.
+    before = 2 * depth - 1 if measure == "procrustes" else 0
+    steps = []
+
+    def count(progress):
+        if progress.stage.startswith(stage) and progress.done:
+            steps.append(progress)
+
+    stopped = run_study(
+        models,
+        **SMALL,
+        measures=[measure],
+        progress=count,
+        cancelled=lambda: len(steps) >= before + 3,
+        keep_partial=True,
+    )
+    kept = get(stopped)
+    assert np.isfinite(kept).sum() == 3
+    np.testing.assert_array_equal(kept[:3], whole[:3])
+    assert stopped.provenance.stopped.startswith("stopped after 3 of ")
+
+
+def test_a_map_over_the_whole_set_grows_by_layers(models):
+    steps = []
+    stopped = run_study(
+        models,
+        **SMALL,
+        measures=["cka"],
+        estimator="biased",
+        progress=lambda progress: steps.append(progress) if progress.done else None,
+        cancelled=lambda: len(steps) >= 13,
+        keep_partial=True,
+    )
+    whole = run_study(models, **SMALL, measures=["cka"], estimator="biased").cka
+    assert stopped.provenance.stopped == "stopped after 13 of 20 layers"
+    np.testing.assert_allclose(stopped.cka.values[:13, :13], whole.values[:13, :13], atol=1e-9)
+    assert np.isnan(stopped.cka.values[13:]).all()
 
 
 # ------------------------------------------------------------------------ provenance

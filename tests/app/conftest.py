@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -302,3 +305,61 @@ def wait_for_job():
             time.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture
+def page_warnings():
+    """What Streamlit writes into the log about how pages use it."""
+    found: list[str] = []
+
+    class Keeper(logging.Handler):
+        def emit(self, record):
+            found.append(record.getMessage())
+
+    keeper = Keeper(logging.WARNING)
+    # Streamlit's loggers do not hand their records on.
+    loggers = [
+        logging.getLogger(f"streamlit.{name}")
+        for name in ("elements.lib.policies", "deprecation_util", "elements.plotly_chart")
+    ]
+    for logger in loggers:
+        logger.addHandler(keeper)
+    yield found
+    for logger in loggers:
+        logger.removeHandler(keeper)
+
+
+@pytest.fixture
+def publishing(monkeypatch):
+    """Let jobs publish a part of an answer and wait; cancelled, they give it back.
+
+    Set `make` to what makes the part of (request, checkpoints); `published` tells when it is there.
+    """
+    from analysis.errors import Cancelled
+    from app.sources import computing
+
+    class Publishing:
+        make = None
+
+        def __init__(self):
+            self.open, self.published = threading.Event(), threading.Event()
+
+        def work(self, request, entries):
+            def steps(report, cancelled):
+                part = self.make(request, entries)
+                how = replace(part.provenance, stopped="stopped after 4 of 10 layers")
+                part = replace(part, provenance=how)
+                report("Working", 4, 10)
+                report.publish(part)
+                self.published.set()
+                while not self.open.wait(0.01):
+                    if cancelled():
+                        return part
+                raise Cancelled("released")
+
+            return steps
+
+    publishing = Publishing()
+    monkeypatch.setattr(computing, "_work", publishing.work)
+    yield publishing
+    publishing.open.set()

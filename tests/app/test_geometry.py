@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -341,3 +342,25 @@ def test_the_scatter_has_its_lasso_and_saves_pictures_of_the_chosen_form(with_po
     app.segmented_control(key="picture_form").set_value("svg").run()
     config = json.loads(app.get("plotly_chart")[-1].proto.config)
     assert config["toImageButtonOptions"]["format"] == "svg"
+
+
+def test_measures_grow_layer_by_layer_and_cancel_keeps_them(
+    open_app, publishing, wait_for_job, figures_of, study
+):
+    def first_network(request, entries):
+        return replace(study, geometry=study.geometry[:1], probes=(), cka=None)
+
+    publishing.make = first_network
+    app = open_app("geometry", samples="44")
+    app.button(key="run-geometry").click().run()
+    assert publishing.published.wait(30)
+    app.run()
+    assert not app.exception
+    whole = titles(figures_of(open_app("geometry")))
+    assert titles(figures_of(app)) == whole
+    next(button for button in app.button if button.label == "Cancel").click().run()
+    wait_for_job()
+    app.run()
+    assert not app.exception
+    assert titles(figures_of(app)) == whole
+    assert app.button(key="run-geometry").label == "Measure geometry in full"

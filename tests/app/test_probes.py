@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 
 def lines_of(figure):
     return [trace for trace in figure["data"] if trace.get("name")]
@@ -88,3 +90,35 @@ def test_the_split_and_the_balance_of_classes_are_part_of_the_question(open_app)
     app.toggle(key="balanced").set_value(False).run()
     assert "Run probes" not in [button.label for button in app.button]
     assert {"split", "balanced"}.isdisjoint(app.query_params)
+
+
+def test_curves_grow_while_layers_are_fitted_and_cancel_keeps_them(
+    open_app, publishing, wait_for_job, figures_of, make_study
+):
+    def half(request, entries):
+        study = make_study([entry.sha256 for entry in entries])
+        for probe in study.probes:
+            for values in (probe.accuracy, probe.low, probe.high):
+                values[4:] = np.nan
+        return study
+
+    publishing.make = half
+    app = open_app("probes", samples="44")
+    app.button(key="run-probe").click().run()
+    assert publishing.published.wait(30)
+    app.run()
+    assert not app.exception
+    (figure,) = figures_of(app)
+    names = [trace.get("name") for trace in figure["data"] if trace.get("name")]
+    assert {"BP, bp-net", "AugLocal, auglocal-net"} <= set(names)
+    assert any("Partial" in caption.value for caption in app.caption)
+    next(button for button in app.button if button.label == "Cancel").click().run()
+    wait_for_job()
+    app.run()
+    assert not app.exception
+    assert len(figures_of(app)) == 1
+    assert app.button(key="run-probe").label == "Run probes in full"
+    words = " ".join(text.value for text in app.markdown)
+    assert "**Partial**: stopped after 4 of 10 layers" in words
+    # A part is never taken for the answer.
+    assert not app.get("download_button")

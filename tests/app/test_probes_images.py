@@ -117,18 +117,19 @@ def test_the_images_are_those_that_were_read(study):
     assert shown.pixels.max() > 200
 
 
-def test_a_long_gallery_has_pages(open_app, study):
+def test_a_long_gallery_has_pages(open_app, study, page_warnings):
     app = open_app("probes", layer="stem", later="anything")
     wrong = round(SAMPLES * (1 - study.probes[0].accuracy[0]))
     assert wrong > 60, "the probe of an untrained stem is too good for this test"
     first = pictures_of(app)
-    app.pagination(key="sheet").set_value(2).run()
+    app.pagination[0].set_value(2).run()
     assert len(first) == 60
     assert len(pictures_of(app)) == min(60, wrong - 60)
     assert not set(first) & set(pictures_of(app))
     assert app.query_params["sheet"] == "2"
     app.selectbox(key="truth").set_value(0).run()
     assert app.session_state["sheet"] == 1
+    assert page_warnings == []
 
 
 def test_a_link_reproduces_the_view(open_app, figures_of, sha256s_here):

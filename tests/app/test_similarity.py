@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from analysis.errors import Cancelled
+from analysis.study import save_study
 from app.sources import computing, studies
 
 
@@ -388,3 +391,88 @@ def test_images_of_both_layers_are_seen_through_pca(open_app, figures_of):
     assert app.number_input(key="pair_image").value == 7
     app.number_input(key="pair_image").set_value(9).run()
     assert app.query_params["pair_image"] == "9"
+
+
+# -------------------------------------------------------------------------- ceiling and floor
+
+
+@pytest.fixture
+def with_ceiling(shipped, sha256s, add_net, make_study):
+    """The pair's study with a second seed of B's rule; returns its checksum."""
+    third = add_net(shipped / "seed1.safetensors", "auglocal", 7)
+    study = make_study(
+        [*sha256s, third],
+        names=("bp-net", "auglocal-net", "seed1"),
+        rules=("bp", "auglocal", "auglocal"),
+        starts=(0.5, 0.6, 0.6),
+    )
+    *compared, last = study.question.checkpoints
+    checkpoints = (*compared, replace(last, role="ceiling"))
+    values = study.cka.values.copy()
+    values[10:20, 20:] += 0.06  # the second seed is nearer to B than A is
+    values[20:, 10:20] += 0.06
+    cka = replace(study.cka, values=values)
+    question = replace(study.question, checkpoints=checkpoints)
+    save_study(replace(study, question=question, cka=cka), shipped / "pair.study.json")
+    return third
+
+
+def colours_of(heatmap):
+    """The numbers of a heatmap, which plotly sends as bytes."""
+    numbers = heatmap["z"]
+    return np.frombuffer(base64.b64decode(numbers["bdata"]), numbers["dtype"])
+
+
+def test_a_map_minus_the_ceiling_says_what_the_rule_changes(open_app, figures_of, with_ceiling):
+    app = open_app("similarity", map="ceiling", row="stem", column="stem")
+    assert not app.exception
+    figure = map_figure(figures_of(app))
+    # A with B is 0.9 at equal depth, the second seed with B 0.96
+    values = colours_of(figure["data"][0])
+    np.testing.assert_allclose(values, -0.06, atol=1e-9)
+    assert figure["data"][0]["zmin"] == -figure["data"][0]["zmax"]
+    hover = figure["data"][1]["hovertext"][0]
+    assert "difference -0.060" in hover
+    assert "seed1 with auglocal-net: 0.960 (95%: 0.880 to 0.920)" in hover
+    numbers = {metric.label: metric.value for metric in app.metric}
+    assert (numbers["CKA"], numbers["CKA of the ceiling"]) == ("0.900", "0.960")
+    captions = " ".join(caption.value for caption in app.caption).replace("\\", "")
+    assert "The ceiling: seed1 with auglocal-net." in captions
+    assert "No map minus a floor (an untrained network)" in captions
+
+
+def test_all_differences_share_a_scale(open_app, figures_of, with_ceiling):
+    app = open_app("similarity", map="all")
+    assert not app.exception
+    maps = [f["data"][0] for f in figures_of(app) if f["data"][0]["type"] == "heatmap"]
+    assert [(h["zmin"], h["zmax"]) for h in maps[:3]] == [(0, 1)] * 3
+    ends = [(h["zmin"], h["zmax"]) for h in maps[3:]]
+    np.testing.assert_allclose(ends, [(-0.06, 0.06)] * 2)
+    # Both networks are alike in themselves, so that their own difference is none.
+    assert np.abs(colours_of(maps[3])).max() == 0
+
+
+def test_without_a_ceiling_the_control_says_why_there_is_no_such_map(open_app):
+    app = open_app("similarity", map="ceiling")
+    assert not app.exception
+    assert app.segmented_control(key="map").value == "A-B"
+    assert "A with B minus ceiling" not in app.segmented_control(key="map").options
+    captions = " ".join(caption.value for caption in app.caption)
+    assert "No map minus a ceiling (such as a second seed of A or B) or a floor" in captions
+    app.toggle(key="floor").set_value(True).run()
+    assert "A with B minus floor" in app.segmented_control(key="map").options
+
+
+def test_another_measure_can_be_held_against_the_floor(open_app, wait_for_job, figures_of):
+    app = open_app("similarity", samples="40", measure="rsa", floor="True", map="floor")
+    app.button(key="run-rsa").click().run()
+    wait_for_job()
+    app.run()
+    assert not app.exception
+    assert not app.error
+    figure = map_figure(figures_of(app))
+    # Of half a page's width: the measure's whole name would be cut.
+    assert figure["layout"]["title"]["text"] == "RSA minus the floor, test split, n = 40"
+    assert app.metric[-1].label == "RSA of the floor"
+    # The curves have the floor beside them.
+    assert any("floor" in (t.get("name") or "") for f in figures_of(app) for t in f["data"])

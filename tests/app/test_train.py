@@ -226,7 +226,8 @@ def test_what_was_filled_in_reaches_the_configuration_and_nothing_else(values):
 
 def test_every_recipe_makes_a_command_of_the_same_configuration():
     fields = training.config_fields()
-    for _, values in training.recipes().values():
+    for recipe in training.recipes().values():
+        values = recipe.values
         arguments = ["train", *training.option_arguments(values)]
         asked = chosen_config(auglocal.make_parser().parse_args(arguments))
         assert asked == {
@@ -394,7 +395,7 @@ def test_a_recipe_fills_in_the_form_and_another_rule_hides_its_options(open_app)
     app = open_app("train")
     app.selectbox(key="train_recipe").set_value("cifar10-resnet32-auglocal").run()
     assert not app.exception
-    values = training.recipes()["cifar10-resnet32-auglocal"][1]
+    values = training.recipes()["cifar10-resnet32-auglocal"].values
     assert app.number_input(key="train_epochs").value == values["epochs"]
     assert app.selectbox(key="train_dataset").value == "cifar10"
     assert app.query_params["train_architecture"] == "resnet32"

@@ -58,6 +58,14 @@ def test_a_choice_of_one_page_has_another_name_than_those_of_others():
     assert {name for name, where in pages.items() if len(where) > 1} <= SHARED
 
 
+@pytest.mark.parametrize("path", VIEWS, ids=lambda path: path.stem)
+def test_no_page_writes_warnings_into_the_log_of_the_server(path, open_app, page_warnings):
+    app = open_app(path.stem)
+    app.run()
+    assert not app.exception
+    assert page_warnings == []
+
+
 def test_pages_with_results_let_one_choose_the_form_of_pictures():
     for path in VIEWS:
         text = path.read_text(encoding="utf-8")
