@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from auglocal.__main__ import main
 from auglocal.checkpoint import load_checkpoint
@@ -35,96 +31,12 @@ from auglocal.rules.registry import build_network
 from auglocal.runs import RunFolder, load_state, read_metrics
 from auglocal.step import State
 from auglocal.training import prepare_state
+from tests.auglocal.ranks import PATIENCE, Command, Ranks, free_port
 
 pytestmark = pytest.mark.slow
-PATIENCE = 120  # seconds that a busy machine may take for what takes two
 DIGITS = ["--dataset", "digits", "--validation-samples", "600", "--batch-size", "60"]
 MEASURED = {"seconds", "images_per_second", "peak_memory", "parallel"}
 TINY = ["--width", "0.25", "--batch-size", "10", "--validation-samples", "8", "--device", "cpu"]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def be_rank(rank: int, size: int, port: int, log: str, action: Callable[[], int]) -> None:
-    """Do something as torchrun would have it done, with what it says in a file."""
-    for descriptor in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())
-    raise SystemExit(action())
-
-
-class Command:
-    """A command, as something that can be sent to another process."""
-
-    def __init__(self, options: Sequence[str]) -> None:
-        self.options = list(options)
-
-    def __call__(self) -> int:
-        return main(["train", *self.options])
-
-
-class Ranks:
-    """Processes on this machine, forked from one that has imported PyTorch."""
-
-    def __init__(self, folder: Path) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["auglocal.__main__", "auglocal.parallel.training"])
-        self._folder = folder
-        self._num_starts = 0
-        self._all: list[BaseProcess] = []
-        self.processes: list[BaseProcess] = []
-
-    def start(self, size: int, action: Callable[[], int]) -> None:
-        self._num_starts += 1
-        port = free_port()
-        self.processes = []
-        for rank in range(size):
-            process = self._context.Process(
-                target=be_rank, args=(rank, size, port, str(self.log(rank)), action)
-            )
-            process.start()
-            self.processes.append(process)
-            self._all.append(process)
-
-    def log(self, rank: int) -> Path:
-        return self._folder / f"start-{self._num_starts}-rank-{rank}.log"
-
-    def said(self) -> str:
-        logs = (self.log(rank) for rank in range(len(self.processes)))
-        return "\n".join(log.read_text() for log in logs if log.exists())
-
-    def wait(self) -> list[int | None]:
-        """Exit statuses."""
-        for process in self.processes:
-            process.join(PATIENCE)
-        return [process.exitcode for process in self.processes]
-
-    def train(self, layout: str, size: int, *options: str) -> None:
-        """Run the command to its end."""
-        self.start(size, Command([*options, "--parallel", layout, "--timeout", "100"]))
-        assert self.wait() == [0] * size, self.said()
-
-    def clean_up(self) -> None:
-        for process in self._all:
-            if process.is_alive():
-                process.kill()
-            process.join()
-
-
-@pytest.fixture
-def ranks(tmp_path: Path) -> Iterator[Ranks]:
-    started = Ranks(tmp_path)
-    yield started
-    started.clean_up()
 
 
 def train_alone(*options: str) -> RunFolder:
