@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,8 +15,11 @@ import torch
 from tqdm import tqdm
 
 from auglocal.__main__ import main
+from auglocal.files import file_sha256
+from auglocal.runs import RunFolder, load_state, read_metrics
 
 PATIENCE = 120  # seconds that a busy machine may take for what takes two
+MEASURED = {"seconds", "images_per_second", "peak_memory", "parallel"}
 
 
 def free_port() -> int:
@@ -52,7 +56,9 @@ class Ranks:
 
     def __init__(self, folder: Path) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["auglocal.__main__", "auglocal.parallel.training"])
+        self._context.set_forkserver_preload(
+            ["auglocal.__main__", "auglocal.parallel.training", "sklearn.datasets"]
+        )
         self._folder = folder
         self._num_starts = 0
         self._all: list[BaseProcess] = []
@@ -77,10 +83,11 @@ class Ranks:
         logs = (self.log(rank) for rank in range(len(self.processes)))
         return "\n".join(log.read_text() for log in logs if log.exists())
 
-    def wait(self) -> list[int | None]:
-        """Exit statuses."""
+    def wait(self, seconds: float = PATIENCE) -> list[int | None]:
+        """Exit statuses; None of those that have not ended."""
+        deadline = time.monotonic() + seconds
         for process in self.processes:
-            process.join(PATIENCE)
+            process.join(max(0, deadline - time.monotonic()))
         return [process.exitcode for process in self.processes]
 
     def train(self, layout: str, size: int, *options: str) -> None:
@@ -93,3 +100,28 @@ class Ranks:
             if process.is_alive():
                 process.kill()
             process.join()
+
+
+def wait_for(happened: Callable[[], bool], processes: Sequence[BaseProcess]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < deadline
+        assert all(process.is_alive() for process in processes)
+        time.sleep(0.01)
+
+
+def assert_same_run(one: RunFolder, other: RunFolder) -> None:
+    """Equal to the last bit, but for what was measured by the clock."""
+    for path in (one.checkpoint, one.best, *one.path.glob("snapshots/*")):
+        assert file_sha256(path) == file_sha256(other.path / path.relative_to(one.path)), path
+    for line, same in zip(read_metrics(one), read_metrics(other), strict=True):
+        assert line.keys() - MEASURED == same.keys() - MEASURED
+        assert all(line[name] == same[name] for name in line.keys() - MEASURED)
+    saved, again = load_state(one), load_state(other)
+    assert saved is not None
+    assert again is not None
+    assert saved["optimizer"]["param_groups"] == again["optimizer"]["param_groups"]
+    momenta, others = saved["optimizer"]["state"], again["optimizer"]["state"]
+    assert momenta.keys() == others.keys()
+    for index, values in momenta.items():
+        assert torch.equal(values["momentum_buffer"], others[index]["momentum_buffer"])

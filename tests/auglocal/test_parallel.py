@@ -9,9 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from auglocal.__main__ import main
 from auglocal.checkpoint import load_checkpoint
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError
-from auglocal.files import file_sha256
 from auglocal.parallel import training
 from auglocal.parallel.gradients import running_statistics
 from auglocal.parallel.watch import Seen, Sign, find_silent
@@ -31,42 +29,16 @@ from auglocal.rules.registry import build_network
 from auglocal.runs import RunFolder, load_state, read_metrics
 from auglocal.step import State
 from auglocal.training import prepare_state
-from tests.auglocal.ranks import PATIENCE, Command, Ranks, free_port
+from tests.auglocal.ranks import PATIENCE, Command, Ranks, assert_same_run, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 DIGITS = ["--dataset", "digits", "--validation-samples", "600", "--batch-size", "60"]
-MEASURED = {"seconds", "images_per_second", "peak_memory", "parallel"}
 TINY = ["--width", "0.25", "--batch-size", "10", "--validation-samples", "8", "--device", "cpu"]
 
 
 def train_alone(*options: str) -> RunFolder:
     assert main(["train", *options]) == 0
     return RunFolder(Path(options[options.index("--out") + 1]))
-
-
-def assert_same_run(one: RunFolder, other: RunFolder) -> None:
-    """Equal to the last bit, but for what was measured by the clock."""
-    for path in (one.checkpoint, one.best, *one.path.glob("snapshots/*")):
-        assert file_sha256(path) == file_sha256(other.path / path.relative_to(one.path)), path
-    for line, same in zip(read_metrics(one), read_metrics(other), strict=True):
-        assert line.keys() - MEASURED == same.keys() - MEASURED
-        assert all(line[name] == same[name] for name in line.keys() - MEASURED)
-    saved, again = load_state(one), load_state(other)
-    assert saved is not None
-    assert again is not None
-    assert saved["optimizer"]["param_groups"] == again["optimizer"]["param_groups"]
-    momenta, others = saved["optimizer"]["state"], again["optimizer"]["state"]
-    assert momenta.keys() == others.keys()
-    for index, values in momenta.items():
-        assert torch.equal(values["momentum_buffer"], others[index]["momentum_buffer"])
-
-
-def wait_for(happened: Callable[[], bool], processes: Sequence[BaseProcess]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < deadline
-        assert all(process.is_alive() for process in processes)
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +172,43 @@ def test_a_wish_to_stop_ends_all_ranks_after_the_same_step_and_one_process_goes_
     assert "Stopped with everything saved" in ranks.said()
     assert main(["train", "--resume", str(folder.path)]) == 0
     assert_same_run(train_alone(*common, "--out", str(tmp_path / "alone")), folder)
+
+
+class OnThreads:
+    """A command, on so many threads by rank."""
+
+    def __init__(self, counts: Sequence[int], command: Command) -> None:
+        self.counts, self.command = counts, command
+
+    def __call__(self) -> int:
+        torch.set_num_threads(self.counts[int(os.environ["RANK"])])
+        return self.command()
+
+
+def test_ranks_on_different_numbers_of_threads_are_refused(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--modules", "2"]
+    common += ["--out", str(tmp_path / "run"), "--parallel", "layers=2", "--timeout", "30"]
+    ranks.start(2, OnThreads([1, 2], Command(common)))
+    assert ranks.wait() == [2, 1]
+    assert ranks.said().count("The ranks compute with 1 to 2 threads") == 1
+    assert "set the same OMP_NUM_THREADS on every machine" in ranks.said()
+    assert "Traceback" not in ranks.said()
+    assert not RunFolder(tmp_path / "run").resume.exists()
+
+
+def test_going_on_with_other_threads_is_warned_of_once(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--modules", "2"]
+    common += ["--rule", "linear", "--epochs", "1", "--out", str(tmp_path / "run")]
+    ranks.train("layers=2", 2, *common)
+    again = ["--resume", str(tmp_path / "run"), "--parallel", "layers=2", "--device", "cpu"]
+    ranks.start(2, OnThreads([2, 2], Command(again)))
+    assert ranks.wait() == [0, 0]
+    warning = "this run computed with 1 threads so far and goes on with 2"
+    assert ranks.said().count(warning) == 1
 
 
 def test_a_loss_that_is_no_number_is_reported_once_by_the_rank_that_owns_the_block(
