@@ -341,8 +341,11 @@ def test_the_bench_times_every_layout_and_counts_what_is_sent(tmp_path: Path) ->
     )
     assert outcome.returncode == 0, outcome.stderr
     document = json.loads(outcome.stdout)
-    alone, layers, data = document["rows"]
-    assert [row["ranks"] for row in document["rows"]] == [1, 2, 2]
+    alone, layers, data, bp, bp_data = document["rows"]
+    assert [row["ranks"] for row in document["rows"]] == [1, 2, 2, 1, 2]
+    assert [row["rule"] for row in document["rows"]] == ["linear"] * 3 + ["bp"] * 2
+    assert bp_data["ideal"] == 2 * bp["ideal"]
+    assert all(row["images_per_second"] > 0 for row in document["rows"])
     assert alone["bytes_per_step"] == 0
     assert alone["speed_up"] == 1
     assert data["ideal"] == 2
