@@ -27,6 +27,9 @@ FAILED = 1
 BEATS_PER_TIMEOUT, LONGEST_BEAT = 10, 0.5
 # After a connection broke: a rank that missed so many beats is the one that died.
 MISSED_BEATS = 4
+# After a rank failed and said why: seconds until who still waits for it is ended. Over gloo the
+# others notice at once; NCCL may wait on a GPU for ever.
+PARTING = 10.0
 ADVICE = "what was saved is intact: go on with --resume (torchrun --max-restarts does so by itself)"
 
 
@@ -193,7 +196,10 @@ class Watch:
         while not self._ended.wait(self._interval):
             try:
                 self._look()
-                found = find_silent(self._seen, time.monotonic(), self._limit)
+                now = time.monotonic()
+                if has_failed(self._seen, now, min(self._limit, PARTING)):
+                    break  # who failed has told people why
+                found = find_silent(self._seen, now, self._limit)
                 if found is None:
                     continue
                 rank, what = found
@@ -206,6 +212,8 @@ class Watch:
                 print(f"auglocal: {told}", file=sys.stderr, flush=True)
             if rank is not None:
                 self._kill(self._seen[rank].sign)
+            break
+        if not self._ended.is_set():
             # The main thread may wait in the communication library for ever.
             os._exit(FAILED)
 
@@ -219,6 +227,12 @@ class Watch:
         if sign.host == self._host:
             with contextlib.suppress(OSError):
                 os.kill(sign.pid, signal.SIGKILL)
+
+
+def has_failed(seen: Mapping[int, Seen], now: float, limit: float) -> bool:
+    """Whether another rank failed, and has been gone for longer than `limit` seconds."""
+    gone = [item for item in seen.values() if item.sign.left in ("failed", "lost")]
+    return any(now - item.beat_at > limit for item in gone)
 
 
 def find_silent(seen: Mapping[int, Seen], now: float, limit: float) -> tuple[int, str] | None:

@@ -19,10 +19,13 @@ import torch
 
 from auglocal.__main__ import main
 from auglocal.checkpoint import load_checkpoint
+from auglocal.commands.shared import run_command
 from auglocal.config import TrainConfig
-from auglocal.errors import InputError
+from auglocal.errors import InputError, WorkError
 from auglocal.parallel import training
 from auglocal.parallel.gradients import running_statistics
+from auglocal.parallel.layout import Layout
+from auglocal.parallel.team import joined
 from auglocal.parallel.watch import Seen, Sign, find_silent
 from auglocal.rules.linear import Linear
 from auglocal.rules.registry import build_network
@@ -325,6 +328,32 @@ def test_a_rank_without_a_heartbeat_is_blamed_before_one_that_does_not_get_on() 
     assert find_silent({1: stuck}, now=10, limit=5) == (1, "has not got on for 8 s")
     gone = Seen(replace(sign, left="done"), 2, 2)
     assert find_silent({1: gone}, now=10, limit=5) is None
+
+
+class FailOrSleep:
+    """Rank 1 fails; the other hears nothing of it, as one that waits for a GPU would not."""
+
+    def __call__(self) -> int:
+        def act() -> int:
+            with joined(Layout(data=2), 4.0, "cpu") as team:
+                if team.rank == 1:
+                    raise WorkError("The GPU ran out of memory.")
+                with team.watch.waiting():
+                    time.sleep(PATIENCE)
+            return 0
+
+        return run_command(act, "auglocal")
+
+
+def test_a_rank_that_hears_nothing_of_anothers_failure_is_ended_without_a_word(
+    ranks: Ranks,
+) -> None:
+    ranks.start(2, FailOrSleep())
+    began = time.monotonic()
+    assert ranks.wait() == [1, 1], ranks.said()
+    assert time.monotonic() - began < PATIENCE / 2
+    assert ranks.log(1).read_text() == "auglocal: The GPU ran out of memory.\n"
+    assert ranks.log(0).read_text() == ""
 
 
 def test_the_bench_times_every_layout_and_counts_what_is_sent(tmp_path: Path) -> None:
