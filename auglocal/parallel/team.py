@@ -238,7 +238,7 @@ def _make_team(
     layer_index, data_index = layout.place(rank)
     names = [_role(layout, other) for other in range(layout.size)]
     # A connection of its own: the main thread blocks the other one while it waits.
-    watch = Watch(rank, names, timeout, _connect(limit), _store_keeper(names))
+    watch = Watch(rank, names, timeout, _connect(limit), _store_keeper())
     distributed.barrier()
     watch.start()
     groups = mesh.get_group("layers"), mesh.get_group("data")
@@ -271,9 +271,9 @@ def _torchrun_keeps_the_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _store_keeper(names: list[str]) -> str:
-    """Who holds the store: torchrun, or rank 0 where something else started the processes."""
-    return "torchrun" if _torchrun_keeps_the_store() else f"Rank 0 ({names[0]})"
+def _store_keeper() -> int | None:
+    """The rank that holds the store where something else than torchrun started the processes."""
+    return None if _torchrun_keeps_the_store() else 0
 
 
 def _device_kind(name: str) -> str:

@@ -70,27 +70,30 @@ class Watch:
         names: what each rank does, for messages.
         timeout: seconds without a sign of life, or of progress, that are too many.
         store: of the ranks; only this thread and `explain` use it.
-        keeper: whose process holds the store, for messages.
+        keeper: the rank whose process holds the store; None where torchrun's does.
     """
 
     def __init__(
-        self, rank: int, names: Sequence[str], timeout: float, store: Store, keeper: str
+        self, rank: int, names: Sequence[str], timeout: float, store: Store, keeper: int | None
     ) -> None:
         self._rank, self._names, self._timeout, self._store = rank, names, timeout, store
         self._keeper = keeper
+        self._asked_at: float | None = None  # since when the store has owed an answer
         self._interval = min(LONGEST_BEAT, timeout / BEATS_PER_TIMEOUT)
         self._beat = self._progress = self._waits = 0
         self._left = ""
         self._host = socket.gethostname()
         self._seen: dict[int, Seen] = {}
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._ended, self._left_store = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._guard = threading.Thread(target=self._guard_store, name="guard", daemon=True)
         self._publish()
 
     def start(self) -> None:
         """Begin; every rank must have made its watch."""
         self._thread.start()
+        self._guard.start()
 
     def progress(self) -> None:
         """Note that this rank got on."""
@@ -114,6 +117,7 @@ class Watch:
         self._left = reason
         with contextlib.suppress(RuntimeError):  # the store may be gone
             self._publish()
+        self._left_store.set()
 
     def explain(self, error: RuntimeError) -> BaseException:
         """Find out why communication failed.
@@ -158,26 +162,63 @@ class Watch:
     def speaks_first(self) -> bool:
         """Whether no other rank has told people what is wrong; from now on this one has."""
         try:
-            return self._store.add("announced", 1) == 1
+            with self._asking():
+                return self._store.add("announced", 1) == 1
         except RuntimeError:  # no store, no others
             return True
 
     def _store_lost(self) -> WorkError:
-        return WorkError(f"{self._keeper} ended, and with it the ranks' meeting place; {ADVICE}.")
+        return WorkError(
+            f"{self._keeper_name} ended, and with it the ranks' meeting place; {ADVICE}."
+        )
+
+    @property
+    def _keeper_name(self) -> str:
+        """Who holds the store: torchrun, or a rank where something else started the processes."""
+        if self._keeper is None:
+            return "torchrun"
+        return f"Rank {self._keeper} ({self._names[self._keeper]})"
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Note that the store owes an answer meanwhile."""
+        self._asked_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._asked_at = None
+
+    def _guard_store(self) -> None:
+        """End the process when the store's keeper is frozen: then no timeout of the store holds."""
+        while not self._left_store.wait(self._interval):
+            asked_at = self._asked_at
+            if asked_at is None or time.monotonic() - asked_at <= self._limit:
+                continue
+            print(
+                f"auglocal: {self._keeper_name}, who keeps the ranks' meeting place, has given no "
+                f"sign of life for {time.monotonic() - asked_at:.0f} s; {ADVICE}.",
+                file=sys.stderr,
+                flush=True,
+            )
+            if self._keeper in self._seen:
+                self._kill(self._seen[self._keeper].sign)
+            os._exit(FAILED)
 
     def _publish(self) -> None:
         self._beat += 1
         sign = Sign(
             self._beat, self._progress, self._waits > 0, self._left, self._host, os.getpid()
         )
-        self._store.set(f"sign/{self._rank}", json.dumps(asdict(sign)))
+        with self._asking():
+            self._store.set(f"sign/{self._rank}", json.dumps(asdict(sign)))
 
     def _look(self) -> None:
         """Publish, read the others' signs, and note what has changed."""
         self._publish()
         now = time.monotonic()
         others = [rank for rank in range(len(self._names)) if rank != self._rank]
-        texts = self._store.multi_get([f"sign/{rank}" for rank in others])
+        with self._asking():
+            texts = self._store.multi_get([f"sign/{rank}" for rank in others])
         for rank, text in zip(others, texts):
             sign = Sign(**json.loads(text))
             before = self._seen.get(rank)
