@@ -2,7 +2,8 @@
 
 Each rank's watch publishes a heartbeat in the store that torchrun keeps, and reads the others'. A
 rank whose heartbeat stops is dead or frozen; one that beats but neither gets on nor waits for
-another hangs. Clocks are never compared: what counts is how long a reader has seen no change.
+another hangs. Clocks are never compared: what counts is how long a reader has seen no change, while
+it was not paused itself (as a batch system pauses all ranks of a job).
 """
 
 from __future__ import annotations
@@ -190,9 +191,13 @@ class Watch:
 
     def _guard_store(self) -> None:
         """End the process when the store's keeper is frozen: then no timeout of the store holds."""
+        woke_at = looked_at = time.monotonic()
         while not self._left_store.wait(self._interval):
+            if time.monotonic() - looked_at > MISSED_BEATS * self._interval:
+                woke_at = time.monotonic()  # after a pause of this process: all may have had one
+            looked_at = time.monotonic()
             asked_at = self._asked_at
-            if asked_at is None or time.monotonic() - asked_at <= self._limit:
+            if asked_at is None or looked_at - max(asked_at, woke_at) <= self._limit:
                 continue
             print(
                 f"auglocal: {self._keeper_name}, who keeps the ranks' meeting place, has given no "
@@ -234,7 +239,10 @@ class Watch:
 
     def _run(self) -> None:
         """Watch until told to stop; ends the process when a rank is found dead or hanging."""
+        looked_at = time.monotonic()
         while not self._ended.wait(self._interval):
+            self._forgive(time.monotonic() - looked_at)
+            looked_at = time.monotonic()
             try:
                 self._look()
                 now = time.monotonic()
@@ -257,6 +265,13 @@ class Watch:
         if not self._ended.is_set():
             # The main thread may wait in the communication library for ever.
             os._exit(FAILED)
+
+    def _forgive(self, asleep: float) -> None:
+        """Do not count a time in which this process was paused itself: all may have been."""
+        if asleep > MISSED_BEATS * self._interval:
+            for item in self._seen.values():
+                item.beat_at += asleep
+                item.progress_at += asleep
 
     @property
     def _limit(self) -> float:

@@ -137,7 +137,7 @@ def train_options(run: RunFolder, layout: str, options: Sequence[str]) -> list[s
         chosen = [*COMMON, *options, "--out", str(run.path)]
     if layout == "alone":
         return chosen
-    return [*chosen, "--parallel", layout, "--timeout", str(TIMEOUT)]
+    return ["--parallel", layout, "--timeout", str(TIMEOUT), *chosen]
 
 
 def committed_epochs(run: RunFolder) -> int:

@@ -169,6 +169,21 @@ def test_a_rank_that_hangs_ends_the_run_within_the_timeout(
     assert message in ranks.said()
 
 
+def test_ranks_that_were_all_paused_for_longer_than_the_timeout_go_on(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "10"]
+    common += ["--rule", "linear", "--modules", "2", "--out", str(tmp_path / "run")]
+    ranks.start(2, Command([*common, "--parallel", "layers=2", "--timeout", "3"]))
+    wait_for(lambda: len(read_metrics(RunFolder(tmp_path / "run"))) >= 1, ranks.processes)
+    for number, pause in ((signal.SIGSTOP, 5), (signal.SIGCONT, 0)):
+        for process in ranks.processes:
+            os.kill(process.pid, number)
+        time.sleep(pause)
+    assert ranks.wait() == [0, 0], ranks.said()
+    assert len(read_metrics(RunFolder(tmp_path / "run"))) == 10
+
+
 def test_a_wish_to_stop_ends_all_ranks_after_the_same_step_and_one_process_goes_on(
     image_folder: Path, tmp_path: Path, ranks: Ranks
 ) -> None:
