@@ -261,6 +261,7 @@ class Watch:
                 print(f"auglocal: {told}", file=sys.stderr, flush=True)
             if rank is not None:
                 self._kill(self._seen[rank].sign)
+                self._kill_silent()
             break
         if not self._ended.is_set():
             # The main thread may wait in the communication library for ever.
@@ -277,6 +278,13 @@ class Watch:
     def _limit(self) -> float:
         """Seconds without change after which the run ends just inside its timeout."""
         return self._timeout - 2 * self._interval
+
+    def _kill_silent(self) -> None:
+        """End the others that are frozen too, if the first was not the only one."""
+        now = time.monotonic()
+        for item in self._seen.values():
+            if not item.sign.left and now - item.beat_at > MISSED_BEATS * self._interval:
+                self._kill(item.sign)
 
     def _kill(self, sign: Sign) -> None:
         """End a process that hangs on this machine: it would not hear of the run's end."""

@@ -175,6 +175,11 @@ def disturb(soak: Soak, run: RunFolder) -> str:
             process.kill()
         soak.counts["kills at the meeting"] += 1
         return f"killed {alive} at the meeting"
+    if kind == "freeze" and 0 in alive:
+        # With rank 0 goes what the ranks know of each other; torchrun ends who is frozen too.
+        for victim in alive:
+            ranks.processes[victim].kill()
+        statuses = ranks.wait()
     soak.counts[f"{kind}s{' at the start' if starting else ''}"] += 1
     check_ends(kind, alive, statuses, ranks.said())
     return f"{kind} {alive}{' at the start' if starting else ''}"

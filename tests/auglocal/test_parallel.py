@@ -169,17 +169,34 @@ def test_a_rank_that_hangs_ends_the_run_within_the_timeout(
     assert message in ranks.said()
 
 
+def test_two_ranks_that_hang_are_both_ended(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "50"]
+    common += ["--parallel", "layers=3", "--timeout", "4", "--out", str(tmp_path / "run")]
+    ranks.start(3, Command([*common, "--rule", "linear", "--modules", "3"]))
+    wait_for(lambda: len(read_metrics(RunFolder(tmp_path / "run"))) >= 1, ranks.processes)
+    for process in ranks.processes[1:]:
+        os.kill(process.pid, signal.SIGSTOP)
+    assert ranks.wait() == [1, -signal.SIGKILL, -signal.SIGKILL]
+
+
 def test_ranks_that_were_all_paused_for_longer_than_the_timeout_go_on(
     image_folder: Path, tmp_path: Path, ranks: Ranks
 ) -> None:
     common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "10"]
     common += ["--rule", "linear", "--modules", "2", "--out", str(tmp_path / "run")]
-    ranks.start(2, Command([*common, "--parallel", "layers=2", "--timeout", "3"]))
+    ranks.start(2, Command([*common, "--parallel", "layers=2", "--timeout", "6"]))
     wait_for(lambda: len(read_metrics(RunFolder(tmp_path / "run"))) >= 1, ranks.processes)
-    for number, pause in ((signal.SIGSTOP, 5), (signal.SIGCONT, 0)):
-        for process in ranks.processes:
-            os.kill(process.pid, number)
-        time.sleep(pause)
+    first, second = (process.pid for process in ranks.processes)
+    # The first notes the second's last sign, and no other when it wakes up.
+    os.kill(second, signal.SIGSTOP)
+    time.sleep(1.2)
+    os.kill(first, signal.SIGSTOP)
+    time.sleep(7)
+    os.kill(first, signal.SIGCONT)
+    time.sleep(1)
+    os.kill(second, signal.SIGCONT)
     assert ranks.wait() == [0, 0], ranks.said()
     assert len(read_metrics(RunFolder(tmp_path / "run"))) == 10
 
