@@ -190,17 +190,23 @@ def joined(layout: Layout, timeout: float, device_name: str) -> Iterator[Team]:
             rank=rank,
             world_size=layout.size,
         )
+        team = _make_team(layout, rank, timeout, limit, kind)
     except (RuntimeError, ValueError) as error:
+        _leave_groups()
         raise WorkError(
             f"The {layout.size} processes did not find each other "
             f"({str(error).splitlines()[0]}); see that all were started, and start again."
         ) from error
     try:
-        team = _make_team(layout, rank, timeout, limit, kind)
         with _explained(team.watch):
             yield team
     finally:
-        # A rank that failed must not wait for the others here: they wait for it.
+        _leave_groups()
+
+
+def _leave_groups() -> None:
+    """Take leave without waiting for the others: they may wait for this rank, or be dead."""
+    if distributed.is_initialized():
         with contextlib.suppress(RuntimeError):
             distributed.destroy_process_group()
 

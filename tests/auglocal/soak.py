@@ -5,8 +5,7 @@
 Ranks are killed, frozen or asked to stop; now and then two at once, or while they still start. What
 is left must end by itself and name who is gone. In the end, after several deaths and in whatever
 layouts, each run's weights and momenta must be equal to the last bit to those of a run that nothing
-happened to. The status is 0 if
-all were; else what went wrong is said, and the folder is kept.
+happened to. The status is 0 if all were; else what went wrong is said, and the folder is kept.
 """
 
 from __future__ import annotations
