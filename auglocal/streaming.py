@@ -227,11 +227,12 @@ def _stop_soon(number: int, frame: object) -> None:
 
 
 def default_workers() -> int:
-    """One a core that this process may use, at most `MAX_WORKERS`."""
+    """One a core that this process may use, at most `MAX_WORKERS`; torchrun's ranks share cores."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    return min(cores, MAX_WORKERS)
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(cores // num_ranks, MAX_WORKERS))
 
 
 @dataclass(frozen=True)

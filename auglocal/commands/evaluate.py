@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from auglocal.batches import BatchedSplit
 from auglocal.checkpoint import Checkpoint, CheckpointMetadata, check_file, load_checkpoint
+from auglocal.commands.parallel import DEFAULT_TIMEOUT, first_rank_speaks
 from auglocal.commands.shared import (
     CHOICES,
     DONE,
@@ -26,6 +28,9 @@ from auglocal.device import choose_device
 from auglocal.errors import InputError
 from auglocal.evaluation import Accuracy, evaluate
 from auglocal.material import place_splits
+from auglocal.parallel.evaluation import SharedSplit, add_up
+from auglocal.parallel.layout import Layout
+from auglocal.parallel.team import joined, num_processes
 from auglocal.pretrained import is_checkpoint
 
 # Where the options of a training run mean something else here, or have another default.
@@ -43,7 +48,8 @@ def add_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="accuracy of a checkpoint's backbone, with a 95%% interval",
-        description="Measure a checkpoint's accuracy; auxiliary networks do not run.",
+        description="Measure a checkpoint's accuracy; auxiliary networks do not run. The processes "
+        "that torchrun starts share out the images.",
     )
     parser.set_defaults(command=run_evaluate)
     parser.add_argument("checkpoint", type=Path, help="a .safetensors file")
@@ -59,10 +65,50 @@ def add_evaluate(commands: Any) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> int:
-    """Measure a checkpoint's accuracy on a split, and print it."""
+    """Measure a checkpoint's accuracy on a split, and print it; under torchrun, on rank 0."""
+    if num_processes() > 1:
+        return _evaluate_in_team(options)
+    subject = _prepare(options, choose_device(getattr(options, "device", "auto")))
+    report_skipped(subject.dataset)
+    accuracy = _measure(subject, subject.split, options, show=True)
+    _print_accuracy(accuracy, subject.dataset, options)
+    return DONE
+
+
+def _evaluate_in_team(options: argparse.Namespace) -> int:
+    """The same as one rank of several, each of which reads some of the batches."""
+    layout = Layout(data=num_processes())
+    device = getattr(options, "device", "auto")
+    with first_rank_speaks():
+        if device != "auto":
+            choose_device(device)
+    with joined(layout, DEFAULT_TIMEOUT, device) as team:
+        subject = team.local_first(lambda: _prepare(options, torch.device(team.device_kind)))
+        if team.is_first:
+            report_skipped(subject.dataset)
+        share = SharedSplit(
+            subject.split, team.rank, layout.size, team.watch.progress, options.batch_size
+        )
+        accuracy = add_up(team, _measure(subject, share, options, show=team.is_first))
+    if team.is_first:
+        _print_accuracy(accuracy, subject.dataset, options)
+    return DONE
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint, and the split of a data set that it is measured on; on a device."""
+
+    checkpoint: Checkpoint
+    dataset: Dataset
+    split: BatchedSplit
+    device: torch.device
+
+
+def _prepare(options: argparse.Namespace, device: torch.device) -> Subject:
+    """Read what the options name, and see that it goes together."""
     checkpoint = _load(options.checkpoint)
     config = _make_config(checkpoint.metadata, options)
-    device = choose_device(config.device)
     dataset = load_dataset(
         config.dataset,
         folder=config.data_folder,
@@ -72,23 +118,30 @@ def run_evaluate(options: argparse.Namespace) -> int:
         validation_samples=config.validation_samples,
         skip_corrupt=config.skip_corrupt,
     )
-    report_skipped(dataset)
     _require_split(checkpoint.metadata, dataset, options)
     dataset = replace(dataset, splits={options.split: dataset.splits[options.split]})
     splits = place_splits(dataset, device, stream=config.stream, num_workers=config.workers)
     split = splits[options.split]
     _require_size(checkpoint.metadata, dataset, split, options)
-    with tqdm(total=len(split), unit="image", file=sys.stderr, leave=False) as bar:
-        accuracy = evaluate(
-            checkpoint.build_backbone().to(device),
+    return Subject(checkpoint, dataset, split, device)
+
+
+def _measure(
+    subject: Subject, split: BatchedSplit, options: argparse.Namespace, *, show: bool
+) -> Accuracy:
+    """Answers on a split or a share of it, under a progress bar where it is to be shown."""
+    metadata = subject.checkpoint.metadata
+    with tqdm(
+        total=len(split), unit="image", file=sys.stderr, leave=False, disable=not show
+    ) as bar:
+        return evaluate(
+            subject.checkpoint.build_backbone().to(subject.device),
             split,
-            checkpoint.metadata.mean,
-            checkpoint.metadata.std,
+            metadata.mean,
+            metadata.std,
             batch_size=options.batch_size,
             report=bar.update,
         )
-    _print_accuracy(accuracy, dataset, options)
-    return DONE
 
 
 def _load(path: Path) -> Checkpoint:

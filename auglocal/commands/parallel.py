@@ -74,7 +74,7 @@ def refuse_idle_ranks() -> None:
         InputError: torchrun started several.
     """
     if num_processes() > 1:
-        with _first_rank_speaks():
+        with first_rank_speaks():
             raise InputError(
                 f"torchrun started {num_processes()} processes, which would all do the same; say "
                 f"what they share with --parallel layers={num_processes()}, say."
@@ -83,7 +83,7 @@ def refuse_idle_ranks() -> None:
 
 def train_in_parallel(options: argparse.Namespace) -> int:
     """Train, or go on training, as one rank of several."""
-    with _first_rank_speaks():
+    with first_rank_speaks():
         layout = _checked_layout(options)
         device = getattr(options, "device", "auto")
         if device != "auto":
@@ -106,7 +106,7 @@ def train_in_parallel(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _first_rank_speaks() -> Iterator[None]:
+def first_rank_speaks() -> Iterator[None]:
     """Let one rank say what is wrong with the arguments; the others go in silence."""
     try:
         yield

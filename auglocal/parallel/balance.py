@@ -47,6 +47,14 @@ class Sharing:
         """
         return 1 / max(self.shares)
 
+    def speed_up_of(self, num_steps: int) -> float:
+        """The same of a round of T steps, in which the ranks first wait and then run out of work.
+
+        T / (1 + (T - 1) max share): the time of T equal jobs that pass through all ranks in order,
+        if a rank sent its output at the end of its step. It sends earlier, so this is the least.
+        """
+        return num_steps / (1 + (num_steps - 1) * max(self.shares))
+
 
 def share_out(costs: Sequence[float], num_ranks: int) -> Sharing:
     """Cut blocks into runs of which the most expensive costs as little as possible.

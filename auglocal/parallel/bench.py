@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from auglocal.bench import random_batch
 from auglocal.memory import Subject
-from auglocal.parallel.balance import Sharing, share_out
+from auglocal.parallel.balance import Sharing, counted_costs, share_out
 from auglocal.parallel.layout import Layout, Part, plan_epoch
 from auglocal.parallel.pipeline import RankBlocks, Work
 from auglocal.parallel.team import Team, subteam
@@ -23,45 +23,81 @@ from auglocal.step import train_step
 
 
 @dataclass(frozen=True)
-class Throughput:
-    """Of one layout.
+class Entry:
+    """Something to time.
 
     Attributes:
-        layout: who did what.
+        subject: what to train.
+        layout: who does what.
+        sharing: of the blocks among the ranks of a chain.
+        cost: operations of a step, as a ratio to the first entry's.
+    """
+
+    subject: Subject
+    layout: Layout
+    sharing: Sharing
+    cost: float
+
+    def ideal(self, num_steps: int | None = None) -> float:
+        """Images a second, as a ratio to the first entry's, if only operations took time.
+
+        Args:
+            num_steps: of a round, at whose ends ranks wait; None is a run without end.
+        """
+        sharing = self.sharing
+        one_chain = sharing.speed_up if num_steps is None else sharing.speed_up_of(num_steps)
+        return one_chain * self.layout.data / self.cost
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Of one entry.
+
+    Attributes:
+        entry: what was timed.
         images_per_second: in the fastest round.
-        ideal: images a second, as a ratio to one rank, if nothing but operations took time.
         bytes_per_step: most that a rank sends in a step.
     """
 
-    layout: Layout
+    entry: Entry
     images_per_second: float
-    ideal: float
     bytes_per_step: int
 
 
-def layouts_to_time(num_ranks: int, num_blocks: int) -> list[Layout]:
-    """One rank, then blocks shared out among 2, 3 ... ranks, then batches."""
-    by_layers = [Layout(layers=count) for count in range(1, min(num_ranks, num_blocks) + 1)]
-    return [*by_layers, *(Layout(data=count) for count in range(2, num_ranks + 1))]
+def entries_to_time(subject: Subject, num_ranks: int) -> list[Entry]:
+    """One rank, then blocks shared out among 2, 3 ... ranks, then batches; then BP, by batches."""
+    costs = counted_costs(subject.config, subject.num_classes, subject.input_size)
+    by_layers = [Layout(layers=count) for count in range(1, min(num_ranks, len(costs)) + 1)]
+    by_data = [Layout(data=count) for count in range(2, num_ranks + 1)]
+    entries = [
+        Entry(subject, layout, share_out(costs, layout.layers), 1.0)
+        for layout in (*by_layers, *by_data)
+    ]
+    if subject.config.rule == "bp":
+        return entries
+    bp = replace(subject, config=replace(subject.config, rule="bp", modules=None, recompute=False))
+    whole = counted_costs(bp.config, bp.num_classes, bp.input_size)
+    ratio = sum(whole) / sum(costs)
+    return entries + [
+        Entry(bp, layout, share_out(whole, 1), ratio) for layout in (Layout(), *by_data)
+    ]
 
 
-def time_layouts(
-    subject: Subject,
+def time_entries(
+    entries: list[Entry],
     team: Team,
-    costs: list[float],
     *,
     num_rounds: int,
     steps_per_round: int,
     report: Callable[[str], None] = lambda text: None,
 ) -> list[Throughput]:
-    """Time every layout that fits the ranks; every rank calls it.
+    """Time every entry; every rank calls it.
 
-    The layouts take turns, so that what else the machine does falls on all of them.
+    The entries take turns, so that what else the machine does falls on all of them.
 
     Args:
-        subject: what to train.
+        entries: none needs more ranks than there are.
         team: all ranks, as layers.
-        costs: (B,), of the blocks.
         num_rounds: at least 1; one more warms up.
         steps_per_round: long enough to fill the pipeline and time it.
         report: hears what is timed.
@@ -70,38 +106,28 @@ def time_layouts(
         On rank 0; an empty list on the others.
     """
     device = torch.device(team.device_kind)
-    crews = {}
-    for layout in layouts_to_time(team.layout.size, len(costs)):
-        part_of = subteam(team, layout)
-        sharing = share_out(costs, layout.layers)
-        crews[layout] = (
-            sharing,
-            None if part_of is None else Crew(subject, part_of, sharing, device),
-        )
-    best: dict[Layout, float] = dict.fromkeys(crews, float("inf"))
-    num_bytes: dict[Layout, int] = {}
+    crews = []
+    for entry in entries:
+        part_of = subteam(team, entry.layout)
+        crews.append(None if part_of is None else Crew(entry, part_of, device))
+    best, num_bytes = [float("inf")] * len(entries), [0] * len(entries)
     for round_index in range(num_rounds + 1):
-        for layout, (_, crew) in crews.items():
-            report(str(layout))
+        for index, (entry, crew) in enumerate(zip(entries, crews)):
+            report(f"{entry.subject.config.rule}, {entry.layout}")
             team.meet()
             started = time.perf_counter()
             sent = 0 if crew is None else crew.take_steps(steps_per_round)
             team.meet()
             seconds = (time.perf_counter() - started) / steps_per_round
-            if round_index > 0:
-                best[layout] = min(best[layout], seconds)
             counts = team.gather(sent // steps_per_round)
-            if round_index > 0 and counts is not None:
-                num_bytes[layout] = max(counts)
+            if round_index > 0:
+                best[index] = min(best[index], seconds)
+                num_bytes[index] = max(counts or [0])
+    if not team.is_first:
+        return []
     return [
-        Throughput(
-            layout,
-            subject.config.batch_size / best[layout],
-            sharing.speed_up * layout.data,
-            num_bytes[layout],
-        )
-        for layout, (sharing, _) in crews.items()
-        if team.is_first
+        Throughput(entry, entry.subject.config.batch_size / seconds, sent)
+        for entry, seconds, sent in zip(entries, best, num_bytes)
     ]
 
 
@@ -109,19 +135,17 @@ class Crew:
     """A rank of one layout, ready to take steps on random images.
 
     Args:
-        subject: what to train.
+        entry: what to train, and who does what.
         team: the ranks of the layout.
-        sharing: who owns which blocks.
         device: where to compute.
     """
 
-    def __init__(
-        self, subject: Subject, team: Team, sharing: Sharing, device: torch.device
-    ) -> None:
+    def __init__(self, entry: Entry, team: Team, device: torch.device) -> None:
+        subject = entry.subject
         self._subject, self._team = subject, team
-        state = subject.make_state(device)
-        self._blocks = RankBlocks(subject.config, state, sharing.spans[team.layer_index], team)
-        self._state = state
+        self._state = subject.make_state(device)
+        span = entry.sharing.spans[team.layer_index]
+        self._blocks = RankBlocks(subject.config, self._state, span, team)
         self._images, self._labels = random_batch(subject, device)
 
     def take_steps(self, num_steps: int) -> int:
@@ -174,17 +198,26 @@ def time_all_cores(subject: Subject, device: torch.device, num_threads: int, rou
     return subject.config.batch_size / min(seconds[1:])
 
 
-def throughput_rows(timed: list[Throughput]) -> list[dict[str, Any]]:
-    """Images a second by layout, and ratios to one rank."""
+def throughput_rows(timed: list[Throughput], steps_per_round: int) -> list[dict[str, Any]]:
+    """Images a second by entry, and ratios to the first."""
     alone = timed[0].images_per_second
     return [
         {
-            "layout": str(item.layout),
-            "ranks": item.layout.size,
+            **ideal_row(item.entry, steps_per_round),
             "images_per_second": item.images_per_second,
             "speed_up": item.images_per_second / alone,
-            "ideal": item.ideal,
             "bytes_per_step": item.bytes_per_step,
         }
         for item in timed
     ]
+
+
+def ideal_row(entry: Entry, steps_per_round: int) -> dict[str, Any]:
+    """What counted operations promise of an entry, as ratios to the first."""
+    return {
+        "rule": entry.subject.config.rule,
+        "layout": str(entry.layout),
+        "ranks": entry.layout.size,
+        "ideal": entry.ideal(),
+        "ideal_of_round": entry.ideal(steps_per_round),
+    }

@@ -190,17 +190,23 @@ def joined(layout: Layout, timeout: float, device_name: str) -> Iterator[Team]:
             rank=rank,
             world_size=layout.size,
         )
+        team = _make_team(layout, rank, timeout, limit, kind)
     except (RuntimeError, ValueError) as error:
+        _leave_groups()
         raise WorkError(
             f"The {layout.size} processes did not find each other "
             f"({str(error).splitlines()[0]}); see that all were started, and start again."
         ) from error
     try:
-        team = _make_team(layout, rank, timeout, limit, kind)
         with _explained(team.watch):
             yield team
     finally:
-        # A rank that failed must not wait for the others here: they wait for it.
+        _leave_groups()
+
+
+def _leave_groups() -> None:
+    """Take leave without waiting for the others: they may wait for this rank, or be dead."""
+    if distributed.is_initialized():
         with contextlib.suppress(RuntimeError):
             distributed.destroy_process_group()
 
@@ -238,7 +244,7 @@ def _make_team(
     layer_index, data_index = layout.place(rank)
     names = [_role(layout, other) for other in range(layout.size)]
     # A connection of its own: the main thread blocks the other one while it waits.
-    watch = Watch(rank, names, timeout, _connect(limit), _store_keeper(names))
+    watch = Watch(rank, names, timeout, _connect(limit), _store_keeper())
     distributed.barrier()
     watch.start()
     groups = mesh.get_group("layers"), mesh.get_group("data")
@@ -271,9 +277,9 @@ def _torchrun_keeps_the_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def _store_keeper(names: list[str]) -> str:
-    """Who holds the store: torchrun, or rank 0 where something else started the processes."""
-    return "torchrun" if _torchrun_keeps_the_store() else f"Rank 0 ({names[0]})"
+def _store_keeper() -> int | None:
+    """The rank that holds the store where something else than torchrun started the processes."""
+    return None if _torchrun_keeps_the_store() else 0
 
 
 def _device_kind(name: str) -> str:

@@ -7,9 +7,8 @@ goes on in any layout.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from auglocal.acceleration import compile_modules, plain_modules
-from auglocal.batches import Augmentation, BatchedSplit, RandomResizedCrop
+from auglocal.batches import BatchedSplit
 from auglocal.concurrency import draws_at_random
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError
@@ -25,6 +24,7 @@ from auglocal.evaluation import Accuracy
 from auglocal.material import Material
 from auglocal.network import LocalNetwork
 from auglocal.parallel.batch_norm import share_batch_norms
+from auglocal.parallel.evaluation import SharedSplit
 from auglocal.parallel.layout import Part, check_batch, plan_epoch, shares_by_step
 from auglocal.parallel.pipeline import (
     RankBlocks,
@@ -39,7 +39,6 @@ from auglocal.resumption import check_same_run, computing_threads, thread_warnin
 from auglocal.runs import RunFolder, cut_metrics, load_state, remove_leftovers
 from auglocal.schedule import SCHEDULES
 from auglocal.step import State, check_losses, memory_format
-from auglocal.streaming import StreamedSplit
 from auglocal.training import (
     STEPS_BETWEEN_CHECKS,
     Listener,
@@ -376,63 +375,3 @@ def _measure(rank: Rank) -> dict[str, SplitAccuracy]:
         },
         every_block=tests_every_block(rank.config, rank.state),
     )
-
-
-@dataclass(frozen=True)
-class SharedSplit:
-    """Every so many-th batch of a split for testing; a batch is as it would be in one process.
-
-    Attributes:
-        whole: the split.
-        index, count: which of how many shares.
-        on_batch: called for each batch.
-        batch_size: of `batches`.
-    """
-
-    whole: BatchedSplit
-    index: int
-    count: int
-    on_batch: Callable[[], None] = lambda: None
-    batch_size: int = 500
-
-    @property
-    def labels(self) -> Tensor:
-        """Labels of this share, int64, (M,)."""
-        return self.whole.labels[self._chosen().to(self.whole.labels.device)]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        return self.whole.image_shape
-
-    def __len__(self) -> int:
-        return len(self._chosen())
-
-    def _chosen(self) -> Tensor:
-        """Indices of its images."""
-        batches = torch.split(torch.arange(len(self.whole)), self.batch_size)
-        return torch.cat([*batches[self.index :: self.count], torch.zeros(0, dtype=torch.int64)])
-
-    def training_batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        epoch: int,
-        first_step: int,
-        augmentation: Augmentation | RandomResizedCrop | None,
-        shares: Mapping[int, slice] | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Not for training."""
-        raise NotImplementedError("shared out for testing only")
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `BatchedSplit.batches`, of this share."""
-        assert batch_size == self.batch_size, "the shares were cut for another batch size"
-        if isinstance(self.whole, StreamedSplit):
-            batches = self.whole.chosen_batches(self._chosen(), batch_size)
-        else:
-            batches = itertools.islice(self.whole.batches(batch_size), self.index, None, self.count)
-        for batch in batches:
-            self.on_batch()
-            yield batch

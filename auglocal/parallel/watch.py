@@ -2,7 +2,8 @@
 
 Each rank's watch publishes a heartbeat in the store that torchrun keeps, and reads the others'. A
 rank whose heartbeat stops is dead or frozen; one that beats but neither gets on nor waits for
-another hangs. Clocks are never compared: what counts is how long a reader has seen no change.
+another hangs. Clocks are never compared: what counts is how long a reader has seen no change, while
+it was not paused itself (as a batch system pauses all ranks of a job).
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ FAILED = 1
 BEATS_PER_TIMEOUT, LONGEST_BEAT = 10, 0.5
 # After a connection broke: a rank that missed so many beats is the one that died.
 MISSED_BEATS = 4
+# After a rank failed and said why: seconds until who still waits for it is ended. Over gloo the
+# others notice at once; NCCL may wait on a GPU for ever.
+PARTING = 10.0
 ADVICE = "what was saved is intact: go on with --resume (torchrun --max-restarts does so by itself)"
 
 
@@ -67,27 +71,30 @@ class Watch:
         names: what each rank does, for messages.
         timeout: seconds without a sign of life, or of progress, that are too many.
         store: of the ranks; only this thread and `explain` use it.
-        keeper: whose process holds the store, for messages.
+        keeper: the rank whose process holds the store; None where torchrun's does.
     """
 
     def __init__(
-        self, rank: int, names: Sequence[str], timeout: float, store: Store, keeper: str
+        self, rank: int, names: Sequence[str], timeout: float, store: Store, keeper: int | None
     ) -> None:
         self._rank, self._names, self._timeout, self._store = rank, names, timeout, store
         self._keeper = keeper
+        self._asked_at: float | None = None  # since when the store has owed an answer
         self._interval = min(LONGEST_BEAT, timeout / BEATS_PER_TIMEOUT)
         self._beat = self._progress = self._waits = 0
         self._left = ""
         self._host = socket.gethostname()
         self._seen: dict[int, Seen] = {}
         self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._ended, self._left_store = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._guard = threading.Thread(target=self._guard_store, name="guard", daemon=True)
         self._publish()
 
     def start(self) -> None:
         """Begin; every rank must have made its watch."""
         self._thread.start()
+        self._guard.start()
 
     def progress(self) -> None:
         """Note that this rank got on."""
@@ -111,6 +118,7 @@ class Watch:
         self._left = reason
         with contextlib.suppress(RuntimeError):  # the store may be gone
             self._publish()
+        self._left_store.set()
 
     def explain(self, error: RuntimeError) -> BaseException:
         """Find out why communication failed.
@@ -155,26 +163,67 @@ class Watch:
     def speaks_first(self) -> bool:
         """Whether no other rank has told people what is wrong; from now on this one has."""
         try:
-            return self._store.add("announced", 1) == 1
+            with self._asking():
+                return self._store.add("announced", 1) == 1
         except RuntimeError:  # no store, no others
             return True
 
     def _store_lost(self) -> WorkError:
-        return WorkError(f"{self._keeper} ended, and with it the ranks' meeting place; {ADVICE}.")
+        return WorkError(
+            f"{self._keeper_name} ended, and with it the ranks' meeting place; {ADVICE}."
+        )
+
+    @property
+    def _keeper_name(self) -> str:
+        """Who holds the store: torchrun, or a rank where something else started the processes."""
+        if self._keeper is None:
+            return "torchrun"
+        return f"Rank {self._keeper} ({self._names[self._keeper]})"
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Note that the store owes an answer meanwhile."""
+        self._asked_at = time.monotonic()
+        try:
+            yield
+        finally:
+            self._asked_at = None
+
+    def _guard_store(self) -> None:
+        """End the process when the store's keeper is frozen: then no timeout of the store holds."""
+        woke_at = looked_at = time.monotonic()
+        while not self._left_store.wait(self._interval):
+            if time.monotonic() - looked_at > MISSED_BEATS * self._interval:
+                woke_at = time.monotonic()  # after a pause of this process: all may have had one
+            looked_at = time.monotonic()
+            asked_at = self._asked_at
+            if asked_at is None or looked_at - max(asked_at, woke_at) <= self._limit:
+                continue
+            print(
+                f"auglocal: {self._keeper_name}, who keeps the ranks' meeting place, has given no "
+                f"sign of life for {time.monotonic() - asked_at:.0f} s; {ADVICE}.",
+                file=sys.stderr,
+                flush=True,
+            )
+            if self._keeper in self._seen:
+                self._kill(self._seen[self._keeper].sign)
+            os._exit(FAILED)
 
     def _publish(self) -> None:
         self._beat += 1
         sign = Sign(
             self._beat, self._progress, self._waits > 0, self._left, self._host, os.getpid()
         )
-        self._store.set(f"sign/{self._rank}", json.dumps(asdict(sign)))
+        with self._asking():
+            self._store.set(f"sign/{self._rank}", json.dumps(asdict(sign)))
 
     def _look(self) -> None:
         """Publish, read the others' signs, and note what has changed."""
         self._publish()
         now = time.monotonic()
         others = [rank for rank in range(len(self._names)) if rank != self._rank]
-        texts = self._store.multi_get([f"sign/{rank}" for rank in others])
+        with self._asking():
+            texts = self._store.multi_get([f"sign/{rank}" for rank in others])
         for rank, text in zip(others, texts):
             sign = Sign(**json.loads(text))
             before = self._seen.get(rank)
@@ -190,10 +239,16 @@ class Watch:
 
     def _run(self) -> None:
         """Watch until told to stop; ends the process when a rank is found dead or hanging."""
+        looked_at = time.monotonic()
         while not self._ended.wait(self._interval):
+            self._forgive(time.monotonic() - looked_at)
+            looked_at = time.monotonic()
             try:
                 self._look()
-                found = find_silent(self._seen, time.monotonic(), self._limit)
+                now = time.monotonic()
+                if has_failed(self._seen, now, min(self._limit, PARTING)):
+                    break  # who failed has told people why
+                found = find_silent(self._seen, now, self._limit)
                 if found is None:
                     continue
                 rank, what = found
@@ -206,19 +261,42 @@ class Watch:
                 print(f"auglocal: {told}", file=sys.stderr, flush=True)
             if rank is not None:
                 self._kill(self._seen[rank].sign)
+                self._kill_silent()
+            break
+        if not self._ended.is_set():
             # The main thread may wait in the communication library for ever.
             os._exit(FAILED)
+
+    def _forgive(self, asleep: float) -> None:
+        """Do not count a time in which this process was paused itself: all may have been."""
+        if asleep > MISSED_BEATS * self._interval:
+            for item in self._seen.values():
+                item.beat_at += asleep
+                item.progress_at += asleep
 
     @property
     def _limit(self) -> float:
         """Seconds without change after which the run ends just inside its timeout."""
         return self._timeout - 2 * self._interval
 
+    def _kill_silent(self) -> None:
+        """End the others that are frozen too, if the first was not the only one."""
+        now = time.monotonic()
+        for item in self._seen.values():
+            if not item.sign.left and now - item.beat_at > MISSED_BEATS * self._interval:
+                self._kill(item.sign)
+
     def _kill(self, sign: Sign) -> None:
         """End a process that hangs on this machine: it would not hear of the run's end."""
         if sign.host == self._host:
             with contextlib.suppress(OSError):
                 os.kill(sign.pid, signal.SIGKILL)
+
+
+def has_failed(seen: Mapping[int, Seen], now: float, limit: float) -> bool:
+    """Whether another rank failed, and has been gone for longer than `limit` seconds."""
+    gone = [item for item in seen.values() if item.sign.left in ("failed", "lost")]
+    return any(now - item.beat_at > limit for item in gone)
 
 
 def find_silent(seen: Mapping[int, Seen], now: float, limit: float) -> tuple[int, str] | None:

@@ -4,157 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tqdm import tqdm
 
 from auglocal.__main__ import main
 from auglocal.checkpoint import load_checkpoint
+from auglocal.commands.shared import run_command
 from auglocal.config import TrainConfig
-from auglocal.errors import InputError
-from auglocal.files import file_sha256
+from auglocal.errors import InputError, WorkError
 from auglocal.parallel import training
 from auglocal.parallel.gradients import running_statistics
+from auglocal.parallel.layout import Layout
+from auglocal.parallel.team import joined
 from auglocal.parallel.watch import Seen, Sign, find_silent
 from auglocal.rules.linear import Linear
 from auglocal.rules.registry import build_network
 from auglocal.runs import RunFolder, load_state, read_metrics
 from auglocal.step import State
 from auglocal.training import prepare_state
+from tests.auglocal.ranks import PATIENCE, Command, Ranks, assert_same_run, free_port, wait_for
 
 pytestmark = pytest.mark.slow
-PATIENCE = 120  # seconds that a busy machine may take for what takes two
 DIGITS = ["--dataset", "digits", "--validation-samples", "600", "--batch-size", "60"]
-MEASURED = {"seconds", "images_per_second", "peak_memory", "parallel"}
 TINY = ["--width", "0.25", "--batch-size", "10", "--validation-samples", "8", "--device", "cpu"]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def be_rank(rank: int, size: int, port: int, log: str, action: Callable[[], int]) -> None:
-    """Do something as torchrun would have it done, with what it says in a file."""
-    for descriptor in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())
-    raise SystemExit(action())
-
-
-class Command:
-    """A command, as something that can be sent to another process."""
-
-    def __init__(self, options: Sequence[str]) -> None:
-        self.options = list(options)
-
-    def __call__(self) -> int:
-        return main(["train", *self.options])
-
-
-class Ranks:
-    """Processes on this machine, forked from one that has imported PyTorch."""
-
-    def __init__(self, folder: Path) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["auglocal.__main__", "auglocal.parallel.training"])
-        self._folder = folder
-        self._num_starts = 0
-        self._all: list[BaseProcess] = []
-        self.processes: list[BaseProcess] = []
-
-    def start(self, size: int, action: Callable[[], int]) -> None:
-        self._num_starts += 1
-        port = free_port()
-        self.processes = []
-        for rank in range(size):
-            process = self._context.Process(
-                target=be_rank, args=(rank, size, port, str(self.log(rank)), action)
-            )
-            process.start()
-            self.processes.append(process)
-            self._all.append(process)
-
-    def log(self, rank: int) -> Path:
-        return self._folder / f"start-{self._num_starts}-rank-{rank}.log"
-
-    def said(self) -> str:
-        logs = (self.log(rank) for rank in range(len(self.processes)))
-        return "\n".join(log.read_text() for log in logs if log.exists())
-
-    def wait(self) -> list[int | None]:
-        """Exit statuses."""
-        for process in self.processes:
-            process.join(PATIENCE)
-        return [process.exitcode for process in self.processes]
-
-    def train(self, layout: str, size: int, *options: str) -> None:
-        """Run the command to its end."""
-        self.start(size, Command([*options, "--parallel", layout, "--timeout", "100"]))
-        assert self.wait() == [0] * size, self.said()
-
-    def clean_up(self) -> None:
-        for process in self._all:
-            if process.is_alive():
-                process.kill()
-            process.join()
-
-
-@pytest.fixture
-def ranks(tmp_path: Path) -> Iterator[Ranks]:
-    started = Ranks(tmp_path)
-    yield started
-    started.clean_up()
 
 
 def train_alone(*options: str) -> RunFolder:
     assert main(["train", *options]) == 0
     return RunFolder(Path(options[options.index("--out") + 1]))
-
-
-def assert_same_run(one: RunFolder, other: RunFolder) -> None:
-    """Equal to the last bit, but for what was measured by the clock."""
-    for path in (one.checkpoint, one.best, *one.path.glob("snapshots/*")):
-        assert file_sha256(path) == file_sha256(other.path / path.relative_to(one.path)), path
-    for line, same in zip(read_metrics(one), read_metrics(other), strict=True):
-        assert line.keys() - MEASURED == same.keys() - MEASURED
-        assert all(line[name] == same[name] for name in line.keys() - MEASURED)
-    saved, again = load_state(one), load_state(other)
-    assert saved is not None
-    assert again is not None
-    assert saved["optimizer"]["param_groups"] == again["optimizer"]["param_groups"]
-    momenta, others = saved["optimizer"]["state"], again["optimizer"]["state"]
-    assert momenta.keys() == others.keys()
-    for index, values in momenta.items():
-        assert torch.equal(values["momentum_buffer"], others[index]["momentum_buffer"])
-
-
-def wait_for(happened: Callable[[], bool], processes: Sequence[BaseProcess]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < deadline
-        assert all(process.is_alive() for process in processes)
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -259,18 +146,59 @@ def test_a_rank_that_is_killed_ends_the_run_and_is_named_and_any_layout_goes_on(
     assert_same_run(train_alone(*common, "--out", str(tmp_path / "alone")), folder)
 
 
+@pytest.mark.parametrize(
+    ("victim", "message"),
+    [
+        (1, "Rank 1 (layers 1 of 0 to 1) has given no sign of life for"),
+        # Not started by torchrun, the first rank keeps the store where the others look.
+        (0, "Rank 0 (layers 0 of 0 to 1), who keeps the ranks' meeting place, has given no sign"),
+    ],
+)
 def test_a_rank_that_hangs_ends_the_run_within_the_timeout(
-    image_folder: Path, tmp_path: Path, ranks: Ranks
+    victim: int, message: str, image_folder: Path, tmp_path: Path, ranks: Ranks
 ) -> None:
     common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "50"]
     common += ["--parallel", "layers=2", "--timeout", "4", "--out", str(tmp_path / "run")]
     ranks.start(2, Command(common))
     wait_for(lambda: len(read_metrics(RunFolder(tmp_path / "run"))) >= 1, ranks.processes)
-    os.kill(ranks.processes[1].pid, signal.SIGSTOP)
+    os.kill(ranks.processes[victim].pid, signal.SIGSTOP)
     began = time.monotonic()
-    assert ranks.wait() == [1, -signal.SIGKILL]
+    statuses = ranks.wait()
+    assert (statuses[victim], statuses[1 - victim]) == (-signal.SIGKILL, 1)
     assert time.monotonic() - began < 4 + 1
-    assert "Rank 1 (layers 1 of 0 to 1) has given no sign of life for" in ranks.said()
+    assert message in ranks.said()
+
+
+def test_two_ranks_that_hang_are_both_ended(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "50"]
+    common += ["--parallel", "layers=3", "--timeout", "4", "--out", str(tmp_path / "run")]
+    ranks.start(3, Command([*common, "--rule", "linear", "--modules", "3"]))
+    wait_for(lambda: len(read_metrics(RunFolder(tmp_path / "run"))) >= 1, ranks.processes)
+    for process in ranks.processes[1:]:
+        os.kill(process.pid, signal.SIGSTOP)
+    assert ranks.wait() == [1, -signal.SIGKILL, -signal.SIGKILL]
+
+
+def test_ranks_that_were_all_paused_for_longer_than_the_timeout_go_on(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--epochs", "10"]
+    common += ["--rule", "linear", "--modules", "2", "--out", str(tmp_path / "run")]
+    ranks.start(2, Command([*common, "--parallel", "layers=2", "--timeout", "6"]))
+    wait_for(lambda: len(read_metrics(RunFolder(tmp_path / "run"))) >= 1, ranks.processes)
+    first, second = (process.pid for process in ranks.processes)
+    # The first notes the second's last sign, and no other when it wakes up.
+    os.kill(second, signal.SIGSTOP)
+    time.sleep(1.2)
+    os.kill(first, signal.SIGSTOP)
+    time.sleep(7)
+    os.kill(first, signal.SIGCONT)
+    time.sleep(1)
+    os.kill(second, signal.SIGCONT)
+    assert ranks.wait() == [0, 0], ranks.said()
+    assert len(read_metrics(RunFolder(tmp_path / "run"))) == 10
 
 
 def test_a_wish_to_stop_ends_all_ranks_after_the_same_step_and_one_process_goes_on(
@@ -288,6 +216,43 @@ def test_a_wish_to_stop_ends_all_ranks_after_the_same_step_and_one_process_goes_
     assert "Stopped with everything saved" in ranks.said()
     assert main(["train", "--resume", str(folder.path)]) == 0
     assert_same_run(train_alone(*common, "--out", str(tmp_path / "alone")), folder)
+
+
+class OnThreads:
+    """A command, on so many threads by rank."""
+
+    def __init__(self, counts: Sequence[int], command: Command) -> None:
+        self.counts, self.command = counts, command
+
+    def __call__(self) -> int:
+        torch.set_num_threads(self.counts[int(os.environ["RANK"])])
+        return self.command()
+
+
+def test_ranks_on_different_numbers_of_threads_are_refused(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--modules", "2"]
+    common += ["--out", str(tmp_path / "run"), "--parallel", "layers=2", "--timeout", "30"]
+    ranks.start(2, OnThreads([1, 2], Command(common)))
+    assert ranks.wait() == [2, 1]
+    assert ranks.said().count("The ranks compute with 1 to 2 threads") == 1
+    assert "set the same OMP_NUM_THREADS on every machine" in ranks.said()
+    assert "Traceback" not in ranks.said()
+    assert not RunFolder(tmp_path / "run").resume.exists()
+
+
+def test_going_on_with_other_threads_is_warned_of_once(
+    image_folder: Path, tmp_path: Path, ranks: Ranks
+) -> None:
+    common = [*TINY, "--dataset", f"imagefolder:{image_folder}", "--modules", "2"]
+    common += ["--rule", "linear", "--epochs", "1", "--out", str(tmp_path / "run")]
+    ranks.train("layers=2", 2, *common)
+    again = ["--resume", str(tmp_path / "run"), "--parallel", "layers=2", "--device", "cpu"]
+    ranks.start(2, OnThreads([2, 2], Command(again)))
+    assert ranks.wait() == [0, 0]
+    warning = "this run computed with 1 threads so far and goes on with 2"
+    assert ranks.said().count(warning) == 1
 
 
 def test_a_loss_that_is_no_number_is_reported_once_by_the_rank_that_owns_the_block(
@@ -406,6 +371,32 @@ def test_a_rank_without_a_heartbeat_is_blamed_before_one_that_does_not_get_on() 
     assert find_silent({1: gone}, now=10, limit=5) is None
 
 
+class FailOrSleep:
+    """Rank 1 fails; the other hears nothing of it, as one that waits for a GPU would not."""
+
+    def __call__(self) -> int:
+        def act() -> int:
+            with joined(Layout(data=2), 4.0, "cpu") as team:
+                if team.rank == 1:
+                    raise WorkError("The GPU ran out of memory.")
+                with team.watch.waiting():
+                    time.sleep(PATIENCE)
+            return 0
+
+        return run_command(act, "auglocal")
+
+
+def test_a_rank_that_hears_nothing_of_anothers_failure_is_ended_without_a_word(
+    ranks: Ranks,
+) -> None:
+    ranks.start(2, FailOrSleep())
+    began = time.monotonic()
+    assert ranks.wait() == [1, 1], ranks.said()
+    assert time.monotonic() - began < PATIENCE / 2
+    assert ranks.log(1).read_text() == "auglocal: The GPU ran out of memory.\n"
+    assert ranks.log(0).read_text() == ""
+
+
 def test_the_bench_times_every_layout_and_counts_what_is_sent(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "auglocal", "bench", "--parallel", "--ranks", "2", "--json"]
     command += ["--rule", "linear", "--modules", "2", "--width", "0.25", "--image-size", "16"]
@@ -420,8 +411,11 @@ def test_the_bench_times_every_layout_and_counts_what_is_sent(tmp_path: Path) ->
     )
     assert outcome.returncode == 0, outcome.stderr
     document = json.loads(outcome.stdout)
-    alone, layers, data = document["rows"]
-    assert [row["ranks"] for row in document["rows"]] == [1, 2, 2]
+    alone, layers, data, bp, bp_data = document["rows"]
+    assert [row["ranks"] for row in document["rows"]] == [1, 2, 2, 1, 2]
+    assert [row["rule"] for row in document["rows"]] == ["linear"] * 3 + ["bp"] * 2
+    assert bp_data["ideal"] == 2 * bp["ideal"]
+    assert all(row["images_per_second"] > 0 for row in document["rows"])
     assert alone["bytes_per_step"] == 0
     assert alone["speed_up"] == 1
     assert data["ideal"] == 2

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import pytest
 import torch
 
+from auglocal.__main__ import main
 from auglocal.batches import Augmentation, ResidentSplit, epoch_order, num_batches
+from auglocal.bench import flops_ratio
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError
 from auglocal.layer_costs import count_layer_costs
+from auglocal.memory import Subject
 from auglocal.parallel.balance import (
     counted_costs,
     describe_sharing,
@@ -100,6 +104,39 @@ def test_blocks_are_shared_out_as_well_as_can_be() -> None:
         assert sharing.speed_up == pytest.approx(sum(costs) / best)
     with pytest.raises(InputError, match="7 blocks cannot be shared out among 8 ranks"):
         share_out(costs, 8)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_steps", [1, 2, 8])
+def test_a_round_takes_as_long_as_its_steps_pass_through_all_ranks(
+    num_ranks: int, num_steps: int
+) -> None:
+    sharing = share_out([3.0, 1.0, 4.0, 1.0, 5.0, 9.0], num_ranks)
+    free = [0.0] * num_ranks  # when each rank has done what it has begun
+    for _ in range(num_steps):
+        arrived = 0.0
+        for rank, share in enumerate(sharing.shares):
+            free[rank] = arrived = max(free[rank], arrived) + share
+    assert sharing.speed_up_of(num_steps) == pytest.approx(num_steps / free[-1])
+    assert sharing.speed_up_of(10**6) == pytest.approx(sharing.speed_up, rel=1e-3)
+
+
+def test_operations_promise_ratios_to_one_rank_and_to_bp(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["bench", "--parallel", "--count-only", "--ranks", "3", "--architecture", "resnet20"]
+    assert main([*command, "--rule", "dgl", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    one, two, three, _, _, bp, *_ = rows
+    config = TrainConfig(architecture="resnet20", rule="dgl")
+    ratio = flops_ratio(Subject(config, 10, (3, 32, 32)))
+    assert bp["ideal"] == pytest.approx(ratio, rel=1e-2)
+    assert 1 == one["ideal"] < two["ideal"] <= 2
+    assert two["ideal"] < three["ideal"] <= 3
+    assert main([*command, "--rule", "dgl"]) == 0
+    said = capsys.readouterr().out
+    assert f"{three['ideal'] / bp['ideal']:.2f}" in said
+    assert "to BP on one" in said
 
 
 def test_blocks_cost_what_their_layers_and_auxiliary_networks_cost() -> None:
