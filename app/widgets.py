@@ -288,13 +288,12 @@ def pick_question(
     """
     _restore_settings(sha256s, measure, dataset)
     splits = [name for name in datasets.splits_of(dataset) if (measure, name) != ("probe", "train")]
-    if st.session_state["split"] not in splits:
-        st.session_state["split"] = splits[0]
+    # Set anew on every run: a control that another page drew with other splits answers None else.
+    split = st.session_state["split"]
+    st.session_state["split"] = split if split in splits else splits[0]
     with st.expander(_summary(measure), key=f"settings-{measure}", type="compact"):
         samples, seed, batch_size = _pick_numbers(measure)
-        split = st.segmented_control(
-            "Split", splits, key="split", required=True, persist_state="session"
-        )
+        st.segmented_control("Split", splits, key="split", required=True, persist_state="session")
         balanced = st.toggle(
             "As many images of each class", key="balanced", persist_state="session"
         )
@@ -307,7 +306,7 @@ def pick_question(
         samples,
         seed,
         batch_size,
-        split=str(split),
+        split=str(st.session_state["split"] or splits[0]),
         ceiling=ceiling,
         floor=floor,
         options=tuple(sorted(changed.items())),

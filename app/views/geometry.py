@@ -236,7 +236,7 @@ def _set(flag: str, value: object) -> None:
     st.session_state[flag] = value
 
 
-@st.fragment
+@links.fragment
 def draw_layer(points: LayerPoints, entry: CheckpointFile, how: tuple[str, int, float]) -> None:
     """One layer's points on the left, the images that are picked on the right."""
     layer = _pick_layer(points)

@@ -385,7 +385,7 @@ def pick_cell(views: Sequence[View]) -> tuple[str, str]:
     likeliest = 0 if math.isnan(own[0]) else int(own.argmax())
     default = first.lens.classes[likeliest if label is None else label]
     if st.session_state.get("class_of") != st.session_state["image"]:
-        if "class_of" in st.session_state:
+        if "class" in st.session_state:
             st.session_state["class"] = default
         st.session_state["class_of"] = st.session_state["image"]
     layers = list(dict.fromkeys(name for view in views for name in view.lens.layer_names))

@@ -152,7 +152,7 @@ def _pick_pair(found: Sequence[ProbeAnswer]) -> tuple[ProbeAnswer, ProbeAnswer]:
 # --------------------------------------------------------------------------- classes and images
 
 
-@st.fragment
+@links.fragment
 def draw_classes(found: Sequence[ProbeAnswer], dataset: str) -> None:
     """The classes of one checkpoint by layer, one layer's confusions, and single images."""
     st.subheader("Which classes, and which images?", anchor=False)

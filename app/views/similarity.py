@@ -296,9 +296,10 @@ def pick_side(is_one: bool, measure: str, missing: Sequence[str]) -> str:
         return "A-A"
     possible = SIDE_NAMES if measure == "cka" else (*SIDES, *REFERENCES)
     offered = [side for side in possible if side not in missing]
-    if st.session_state["map"] not in offered:
-        st.session_state["map"] = "A-B"
-    chosen = st.segmented_control(
+    # Set anew on every run: a control whose choices changed answers None else.
+    kept = st.session_state["map"]
+    st.session_state["map"] = kept if kept in offered else "A-B"
+    st.segmented_control(
         "Map",
         offered,
         key="map",
@@ -309,7 +310,7 @@ def pick_side(is_one: bool, measure: str, missing: Sequence[str]) -> str:
     )
     if missing:
         st.caption(_missing_sentence(missing))
-    return str(chosen)
+    return str(st.session_state["map"] or "A-B")
 
 
 def _missing_sentence(missing: Sequence[str]) -> str:
@@ -351,7 +352,7 @@ def clicked(pair: LayerPair) -> None:
 # -------------------------------------------------------------------------------------------- draw
 
 
-@st.fragment
+@links.fragment
 def draw_pair(
     pair: LayerPair,
     minus: LayerPair | None,
