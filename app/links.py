@@ -41,11 +41,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Memory:
-    """The address as the last run left it, of which page, and the choices that it stands for."""
+    """The address as the last run left it, of which page, and the choices that it stands for.
+
+    `texts` is all that the page would write, which a page at its first values does not.
+    """
 
     page: str
     address: dict[str, str]
-    choices: dict[str, Any]
+    choices: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 _run: ContextVar[Run | None] = ContextVar("run", default=None)
@@ -93,7 +97,7 @@ def follow(page: str) -> None:
         names = set() if is_picked or address == memory.address else names | set(memory.address)
     for name in names & set(st.session_state):
         del st.session_state[name]
-    st.session_state[MEMORY] = Memory(page, address, {})
+    st.session_state[MEMORY] = Memory(page, address)
 
 
 def restore(name: str, default: Any, parse: Callable[[str], Any]) -> None:
@@ -180,18 +184,21 @@ def remember(**values: object) -> None:
 
 
 def _write(texts: dict[str, str]) -> None:
-    """Write choices into the address, if something differs; first values alone do not count."""
-    before = st.query_params.to_dict()
+    """Write choices into the address, if something differs; first values alone do not count.
+
+    A fragment writes what its page would write, too, so that a link says all or nothing.
+    """
+    before, memory = st.query_params.to_dict(), st.session_state.get(MEMORY)
+    texts = {**memory.texts, **texts} if memory is not None else texts
     after = {**before, **texts}
     after = {name: text for name, text in after.items() if text or name not in texts}
     if not before and _are_first(texts):
         after = before
     if after != before:
         st.query_params.from_dict(after)
-    memory = st.session_state.get(MEMORY)
     if memory is not None:
         chosen = {name: st.session_state.get(name) for name in texts}
-        st.session_state[MEMORY] = Memory(memory.page, after, {**memory.choices, **chosen})
+        st.session_state[MEMORY] = Memory(memory.page, after, chosen, texts)
 
 
 def _are_first(texts: dict[str, str]) -> bool:

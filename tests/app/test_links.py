@@ -105,6 +105,20 @@ def test_a_run_writes_the_address_once(open_app, monkeypatch):
     assert len(writes) == 1
 
 
+def test_a_fragment_s_first_write_says_all(address, monkeypatch):
+    monkeypatch.setattr(links.st, "session_state", {})
+    address.clear()
+    links.follow("similarity")
+    links.restore("measure", "cka", str)
+    with links.one_write():
+        links.remember(measure="cka")
+    assert (address.writes, dict(address)) == (0, {})
+    links.st.session_state["row"] = "stem"
+    with links.one_write():  # as a fragment runs by itself
+        links.remember(row="stem")
+    assert (address.writes, dict(address)) == (1, {"measure": "cka", "row": "stem"})
+
+
 def test_back_undoes_a_choice(open_app):
     app = open_app("similarity")
     first = app.selectbox(key="row").value
