@@ -153,15 +153,21 @@ def _split_size(dataset: Dataset, split: str) -> int:
     return len(dataset.splits[split])
 
 
+def fits(model: Model, sample: ImageSample) -> bool:
+    """Whether a model takes images of this size."""
+    expected, given = model.metadata.input_size, tuple(sample.images.shape[1:])
+    return given == expected or (model.takes_any_size and given[0] == expected[0])
+
+
 def check_images(model: Model, sample: ImageSample) -> None:
     """Refuse images that a model was not made for.
 
     Raises:
         InputError: channels, height or width differ.
     """
-    expected, given = model.metadata.input_size, tuple(sample.images.shape[1:])
-    if given == expected or (model.takes_any_size and given[0] == expected[0]):
+    if fits(model, sample):
         return
+    expected, given = model.metadata.input_size, tuple(sample.images.shape[1:])
     advice = "choose another data set with --dataset"
     if given[0] == expected[0] and sample.dataset.startswith(FOLDER_PREFIX):
         advice = f"give --image-size {expected[1]}"

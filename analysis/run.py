@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import combinations
 from pathlib import Path, PurePath
 from typing import Any
@@ -31,7 +32,7 @@ from analysis.batch_plan import SMALLEST_BATCH, BatchPlan, batch_plan, batch_sli
 from analysis.cka_result import CKAResult
 from analysis.distributed import gathered, share_of_this_process
 from analysis.errors import Cancelled, InputError
-from analysis.features import ImageSample, check_images, sample_images, stream_features
+from analysis.features import ImageSample, check_images, fits, sample_images, stream_features
 from analysis.full_set import FullSetAccumulator, full_set_bytes, in_step
 from analysis.gram import spatial_pool
 from analysis.minibatch import CKAAccumulator
@@ -39,6 +40,7 @@ from analysis.models import Model, describe_device, unique_names
 from analysis.reading import Progress, Reading, Watch, read_features, read_test
 from analysis.request import StudyRequest
 from analysis.study import Study, StudyCheckpoint, StudyProvenance, StudyQuestion
+from auglocal.data import FOLDER_PREFIX
 
 DEFAULT_TRAIN_SAMPLES = 5000
 # A full-set estimator may take so much if nothing else is said.
@@ -122,13 +124,16 @@ class _Run:
         kinds = [role for role, model in references.items() if model is not None]
         self.roles = dict(zip(names, [*[""] * len(models), *kinds], strict=True))
         self.train: ImageSample | None = None
-        self.test = self._draw(request.split, request.samples, balanced=request.balanced)
+        self.trains: dict[str, ImageSample] = {}
+        draw = partial(self._draw, request.split, request.samples, balanced=request.balanced)
+        self.test = draw()
+        self.tests = self._fitting(self.test, draw)
         if "probe" in request.measures:
-            self.train = self._draw(
-                "train", request.train_samples, default_samples=DEFAULT_TRAIN_SAMPLES
+            draw = partial(
+                self._draw, "train", request.train_samples, default_samples=DEFAULT_TRAIN_SAMPLES
             )
-        for model in given:
-            check_images(model, self.test)
+            self.train = draw()
+            self.trains = self._fitting(self.train, draw)
         self.plan = self._plan()
         self.share = share_of_this_process()
         self.stopped: str | None = None
@@ -136,7 +141,31 @@ class _Run:
         self.latest: _Part | None = None
         self.show: Callable[[], None] = lambda: None
 
-    def _draw(self, split: str, samples: int | None, **options: Any) -> ImageSample:
+    def _fitting(
+        self, sample: ImageSample, draw: Callable[..., ImageSample]
+    ) -> dict[str, ImageSample]:
+        """The same images by model: those of a folder resized where one takes another size.
+
+        One of the models must take them as they are, or a study of a wrong size would pass.
+        """
+        by_size = {sample.images.shape[-1]: sample}
+        fitting = [fits(model, sample) for model in self.models.values()]
+        found = {}
+        for (name, model), is_fitting in zip(self.models.items(), fitting, strict=True):
+            channels, height, width = model.metadata.input_size
+            can_be = sample.dataset.startswith(FOLDER_PREFIX) and height == width
+            if is_fitting or not (can_be and any(fitting) and channels == sample.images.shape[1]):
+                check_images(model, sample)
+                found[name] = sample
+                continue
+            if height not in by_size:
+                by_size[height] = draw(image_size=height)
+            found[name] = by_size[height]
+        return found
+
+    def _draw(
+        self, split: str, samples: int | None, *, image_size: int | None = None, **options: Any
+    ) -> ImageSample:
         request = self.request
         return sample_images(
             request.dataset,
@@ -144,7 +173,7 @@ class _Run:
             samples,
             request.seed,
             folder=request.folder,
-            image_size=request.image_size,
+            image_size=image_size or request.image_size,
             title=request.dataset_title,
             download=request.download,
             **options,
@@ -197,7 +226,7 @@ class _Run:
         if self.train is not None and not self.watch.cancelled():
             slices = batch_slices(len(self.train.images), request.batch_size, smallest=1)
             part = read_features(
-                self.models, self.train, slices, request.probe_pooling, self.watch, self.share
+                self.models, self.trains, slices, request.probe_pooling, self.watch, self.share
             )
             whole = gathered(part, self.share)
             train_features = {} if whole is None else whole.all_features()
@@ -223,7 +252,7 @@ class _Run:
             return Reading()
         slices, request = self.plan.slices, self.request
         return read_test(
-            self.models, self.test, slices, request, self.watch, self.share, self._refined
+            self.models, self.tests, slices, request, self.watch, self.share, self._refined
         )
 
     def _answers(self, reading: Reading, train_features: Any) -> dict[str, Any]:
@@ -268,7 +297,7 @@ class _Run:
         total = sum(len(model.layer_names) for model in self.models.values())
         self.watch.start("Comparing whole layers", total)
         for name, model in self.models.items():
-            streams = [stream_features(model, self.test.images[batch]) for batch in batches]
+            streams = [stream_features(model, self.tests[name].images[batch]) for batch in batches]
             for layer, parts in in_step(streams):
                 self.watch.check()
                 accumulator.add((name, layer), [self._pooled(part) for part in parts])
@@ -287,8 +316,8 @@ class _Run:
             raise InputError(f"CKA needs at least {SMALLEST_BATCH} images; give more --samples.")
         widths = [
             math.prod(self._pooled(features).shape[1:])
-            for model in self.models.values()
-            for _, features in stream_features(model, self.test.images[:1])
+            for name, model in self.models.items()
+            for _, features in stream_features(model, self.tests[name].images[:1])
         ]
         needed = full_set_bytes(widths, samples, kernel=request.kernel, precision=request.precision)
         allowed = request.memory or DEFAULT_MEMORY
@@ -323,7 +352,8 @@ class _Run:
         request, probes = self.request, self.train is not None
         return StudyQuestion(
             checkpoints=tuple(
-                _checkpoint(name, model, self.roles[name]) for name, model in self.models.items()
+                _checkpoint(name, model, self.roles[name], self.tests[name])
+                for name, model in self.models.items()
             ),
             dataset=_portable_dataset(self.test.dataset),
             dataset_title=self.test.title,
@@ -426,9 +456,11 @@ def _words(options: Mapping[str, object]) -> list[str]:
     return words
 
 
-def _checkpoint(name: str, model: Model, role: str) -> StudyCheckpoint:
-    """Record which checkpoint a model came from."""
+def _checkpoint(name: str, model: Model, role: str, images: ImageSample) -> StudyCheckpoint:
+    """Record which checkpoint a model came from, and how it read the images."""
     metadata = model.metadata
+    source = metadata.config.get("opened_from")
+    is_foreign = isinstance(source, dict)
     return StudyCheckpoint(
         name=name,
         sha256=model.sha256,
@@ -437,9 +469,17 @@ def _checkpoint(name: str, model: Model, role: str) -> StudyCheckpoint:
         rule_options=metadata.rule_options,
         dataset=metadata.dataset,
         accuracy=metadata.accuracy,
-        epoch=metadata.epoch,
-        seed=metadata.seed,
+        # A foreign file of neither has 0 in their places.
+        epoch=None if is_foreign and not metadata.epoch else metadata.epoch,
+        seed=None if is_foreign else metadata.seed,
         role=role,
+        preprocessing={
+            "input_size": list(images.images.shape[1:]),
+            "mean": list(metadata.mean),
+            "std": list(metadata.std),
+            "channel_order": source.get("channel_order", "RGB") if is_foreign else "RGB",
+            "assumed": "preprocessing" in model.assumed,
+        },
     )
 
 

@@ -127,7 +127,7 @@ def read(question: Question, entry: CheckpointFile, report: Report) -> LayerPoin
     starts = range(0, question.samples, BATCH)
     slices = [slice(start, start + BATCH) for start in starts]
     reading = read_features(
-        {entry.name: model}, shown.sample, slices, question.pooling, watch, Share()
+        {entry.name: model}, {entry.name: shown.sample}, slices, question.pooling, watch, Share()
     )
     features = {layer: values for (_, layer), values in reading.all_features().items()}
     report("Finding principal components", 0, 0)
