@@ -36,7 +36,7 @@ from analysis.features import ImageSample, check_images, fits, sample_images, st
 from analysis.full_set import FullSetAccumulator, full_set_bytes, in_step
 from analysis.gram import spatial_pool
 from analysis.minibatch import CKAAccumulator
-from analysis.models import Model, describe_device, unique_names
+from analysis.models import Model, describe_device, short_name, unique_names
 from analysis.reading import Progress, Reading, Watch, read_features, read_test
 from analysis.request import StudyRequest
 from analysis.study import Study, StudyCheckpoint, StudyProvenance, StudyQuestion
@@ -400,13 +400,22 @@ class _Run:
             options["--data-folder"] = _portable(request.folder)
         options |= {"--title": request.title}
         words = ["python", "-m", "analysis", "study"]
+        names = self._given_names()
         for name, model in self.models.items():
             role = self.roles[name]
             if role == "floor" and model.metadata.rule == UNTRAINED:
                 words += ["--floor", str(model.metadata.seed)]
             else:
                 words += [*([f"--{role}"] if role else []), _portable(model.path or model.name)]
-        return shlex.join([*words, *_words(options), "--out", _portable(request.out)])
+        return shlex.join([*words, *names, *_words(options), "--out", _portable(request.out)])
+
+    def _given_names(self) -> list[str]:
+        """Options for names that do not come from the files, such as chosen ones."""
+        named = {name: model for name, model in self.models.items() if self.roles[name] != "floor"}
+        files = [short_name(model.path) for model in named.values() if model.path is not None]
+        if tuple(named) == unique_names(files):
+            return []
+        return [f"--name={name}" for name in named]
 
 
 UNTRAINED = "untrained"
