@@ -46,6 +46,19 @@ def checkpoint_title(entry: StudyCheckpoint) -> str:
     return rule_title(entry.rule)
 
 
+def sizes_note(study: Study) -> str:
+    """That networks read the same images at different sizes; empty where they do not; plain."""
+    sizes = {
+        entry.name: tuple(entry.preprocessing.get("input_size", ()))[1:]
+        for entry in study.question.checkpoints
+        if entry.preprocessing
+    }
+    if len(set(sizes.values())) < 2:
+        return ""
+    parts = [f"{name} {' x '.join(map(str, size))}" for name, size in sizes.items()]
+    return f"The images were resized for each network: {', '.join(parts)} pixels."
+
+
 def study_heading(study: Study) -> str:
     """What a study is about: its images and its backbones."""
     compared = [entry for entry in study.question.checkpoints if not entry.role]

@@ -74,7 +74,7 @@ def _work(request: studies.Request, entries: Sequence[CheckpointFile]) -> jobs.W
             image_size=models[0].metadata.input_size[1]
             if request.dataset.startswith(datasets.FOLDER_PREFIX)
             else None,
-            dataset_title=datasets.uploaded_images().get(request.dataset),
+            dataset_title=datasets.title_of(request.dataset),
             out=f"{request.measure}.study.json",
             progress=lambda step: report(step.stage, step.done, step.total),
             partial=report.publish,

@@ -11,7 +11,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,7 +111,7 @@ def read(question: Question, entry: CheckpointFile, report: Report) -> LayerPoin
     from analysis.models import open_model
     from analysis.reading import Share, Watch, read_features
 
-    model = open_model(entry.path, "auto")
+    model = replace(open_model(entry.path, "auto"), name=entry.name)
     is_folder = question.dataset.startswith(datasets.FOLDER_PREFIX)
     size = model.metadata.input_size[1] if is_folder else None
     shown = images.draw(

@@ -330,8 +330,10 @@ def draw_uses(entry: CheckpointFile) -> None:
     """Where to go with a checkpoint; an uploaded one can be renamed, labelled, and deleted."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         if st.button("Use as A", type="primary"):
+            widgets.forget_data()
             links.go("views/similarity.py", a=entry.sha256)
         if st.button("Use as B"):
+            widgets.forget_data()
             links.go("views/similarity.py", b=entry.sha256)
         if entry.uploaded:
             with st.popover("Rename or label"):

@@ -65,10 +65,12 @@ def draw_curves(found: Sequence[ProbeAnswer]) -> None:
     rules = {answer.entry.name: answer.entry.rule for answer in found}
     figure = _curves(kind, probes, rules, title)
     widgets.chart(figure, "probe-chart", f"{KINDS[kind]} by depth")
+    has_own = any(probe.classifier_accuracy is not None for probe in probes)
+    is_drawn = has_own and kind.endswith("accuracy")
     st.caption(
         f"{MEANINGS[kind]} Fitted on {probes[0].train_samples:,} training images"
-        + (". Dotted lines: each network's own classifier" if kind.endswith("accuracy") else "")
-        + f". {texts.IMAGES_NOTE}"
+        + (". Dotted lines: each network's own classifier" if is_drawn else "")
+        + f". {texts.IMAGES_NOTE} {texts.plain(texts.sizes_note(found[0].study))}"
     )
 
 

@@ -663,7 +663,7 @@ def draw(
         minus = both[1] if both else None
         first, second = SIDES[base.get(side, "A-B")]
         draw_pair(shown, minus, references, (chosen[first], chosen[second]), request, side)
-    st.caption(texts.plain(pairs.caption(shown)))
+    st.caption(texts.plain(f"{pairs.caption(shown)} {texts.sizes_note(study)}"))
     draw_plane(study)
     tables: dict[str, Callable[[], str]] = {"Map": lambda: pairs.map_csv(shown)}
     tables["Curves"] = lambda: pairs.curve_csv(shown, references)
