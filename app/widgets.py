@@ -302,14 +302,13 @@ def pick_question(
     split = st.session_state["split"]
     st.session_state["split"] = split if split in splits else splits[0]
     most = datasets.split_size(dataset, st.session_state["split"]) or MOST_SAMPLES
-    is_short = int(st.session_state["samples"] or 0) > most
     with st.expander(_summary(measure, most), key=f"settings-{measure}", type="compact"):
-        samples, seed, batch_size = _pick_numbers(measure, most)
+        samples, seed, batch_size = _pick_numbers(measure)
         st.segmented_control("Split", splits, key="split", required=True, persist_state="session")
         balanced = st.toggle(
             "As many images of each class", key="balanced", persist_state="session"
         )
-    if is_short:
+    if samples > most:  # the choice stays: another split may hold as many
         st.caption(f"There are {most:,} {st.session_state['split']} images; all of them are taken.")
     given = {**(options or {}), "balanced": bool(balanced)}
     changed = {name: value for name, value in given.items() if value != studies.DEFAULTS[name]}
@@ -317,7 +316,7 @@ def pick_question(
         measure,
         tuple(dict.fromkeys(sha256s)),
         dataset,
-        samples,
+        min(samples, most),
         seed,
         batch_size,
         split=str(st.session_state["split"] or splits[0]),
@@ -340,18 +339,17 @@ def _restore_settings(sha256s: Sequence[str], measure: str, dataset: str) -> Non
 
 def _summary(measure: str, most: int) -> str:
     """The choice of images in one line; there are no more than `most`."""
-    st.session_state["samples"] = min(int(st.session_state["samples"] or 0), most)
     samples, seed, batch_size, split, balanced = (st.session_state[name] for name in SETTINGS)
-    words = [f"{samples:,} {split} images", f"seed {seed}"]
+    words = [f"{min(int(samples or 0), most):,} {split} images", f"seed {seed}"]
     words += ["as many of each class"] * bool(balanced)
     words += [f"batches of {batch_size}"] * (measure == "cka")
     return ", ".join(words)
 
 
-def _pick_numbers(measure: str, most: int) -> tuple[int, int, int]:
+def _pick_numbers(measure: str) -> tuple[int, int, int]:
     """Images, seed and, of CKA, batch size."""
     return (
-        _number("Images", "samples", min(8, most), most),
+        _number("Images", "samples", 8, MOST_SAMPLES),
         _number("Seed", "seed", 0, 999_999_999),
         _number("Batch size", "batch_size", 4, 4096)
         if measure == "cka"

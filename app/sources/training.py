@@ -422,6 +422,8 @@ def partner(
 ) -> CheckpointFile | None:
     """The checkpoint to compare a run with: of the same data and architecture and another rule.
 
+    Of several such the one of the same seed.
+
     Args:
         mine: the run.
         sha256: of its checkpoint.
@@ -430,9 +432,10 @@ def partner(
     rule, architecture = (mine.values.get(name) for name in ("rule", "architecture"))
     dataset = next((about.dataset for entry, about in entries if entry.sha256 == sha256), None)
 
-    def fit(about: Any) -> int:
+    def fit(about: Any) -> tuple[int, bool]:
         alike = (about.architecture == architecture, about.rule != rule)
-        return int(sum(alike) + 2 * (dataset in (None, about.dataset)))
+        same_seed = about.seed == mine.values.get("seed") and "opened_from" not in about.config
+        return int(sum(alike) + 2 * (dataset in (None, about.dataset))), same_seed
 
     others = [(entry, about) for entry, about in entries if entry.sha256 != sha256]
     return max(others, key=lambda pair: fit(pair[1]))[0] if others else None

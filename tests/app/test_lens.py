@@ -405,7 +405,7 @@ def test_what_is_no_image_is_refused(open_app, fitted, library, content):
 
 
 def test_images_that_unpack_to_too_much_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="64 million pixels, and 50 million are allowed"):
+    with pytest.raises(ValueError, match="64 million pixels, and at most 50 million are read"):
         lens.keep_image("bomb.png", picture((8000, 8000)))
     monkeypatch.setattr(lens, "MOST_UPLOADED_BYTES", 10)
     with pytest.raises(ValueError, match="larger than"):

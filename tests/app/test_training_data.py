@@ -83,8 +83,9 @@ def test_a_page_begins_with_the_data_of_the_training(open_app, jpeg, monkeypatch
 
 def test_no_more_images_are_asked_for_than_there_are(open_app, jpeg):
     app = open_app("similarity", data=jpeg, samples="100")
-    assert app.number_input(key="samples").value == 4
-    assert app.number_input(key="samples").max == 4
+    assert "There are 4 test images; all of them are taken." in [c.value for c in app.caption]
+    assert any("4 images" in text.value for text in app.markdown)  # what the run would read
+    assert app.query_params["samples"] == "4"
 
 
 def test_sizes_of_named_sets_are_those_of_the_loader():
