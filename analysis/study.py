@@ -162,6 +162,13 @@ class Study:
         """Names of the checkpoints that are compared, references left out."""
         return tuple(entry.name for entry in self.question.checkpoints if not entry.role)
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The measures that it holds, as the command line calls them."""
+        found = ["cka"] * (self.cka is not None)
+        found += ["probe"] * bool(self.probes) + ["geometry"] * bool(self.geometry)
+        return (*found, *dict.fromkeys(pair.result.measure for pair in self.similarity))
+
     def reference(self, role: str) -> str | None:
         """Name the checkpoint that serves as "ceiling" or "floor"; None where there is none."""
         entries = self.question.checkpoints

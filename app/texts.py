@@ -22,6 +22,7 @@ from analysis.study import Study, StudyCheckpoint
 
 if TYPE_CHECKING:
     from app.sources.checkpoints import CheckpointFile
+    from app.sources.studies import StudyFile
     from auglocal.checkpoint import CheckpointMetadata
 
 IMAGES_NOTE = (
@@ -44,6 +45,29 @@ def percent(fraction: float) -> str:
 def checkpoint_title(entry: StudyCheckpoint) -> str:
     """What to call a checkpoint of a study on screen: its rule."""
     return rule_title(entry.rule)
+
+
+def study_line(study: Study) -> str:
+    """A study in a list to pick from, which shows text as it is."""
+    date = study.provenance.date[:16].replace("T", " ")
+    return f"{study.title or study_heading(study)}, {date}"
+
+
+def study_rows(files: Sequence[StudyFile]) -> list[dict[str, object]]:
+    """Studies of this machine, a line each."""
+    rows = []
+    for file in files:
+        study, question = file.study, file.study.question
+        rows.append(
+            {
+                "Title": study.title or study_heading(study),
+                "Networks": ", ".join(study.models),
+                "Data": f"{question.dataset_title}, {question.samples:,} {question.split} images",
+                "Measures": ", ".join(study.measures),
+                "Date": study.provenance.date[:16].replace("T", " "),
+            }
+        )
+    return rows
 
 
 def sizes_note(study: Study) -> str:

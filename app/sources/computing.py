@@ -38,6 +38,7 @@ def start(request: studies.Request, entries: Sequence[CheckpointFile], title: st
         jobs.BusyError, OSError: as `jobs.Registry.start`.
     """
     work = _work(request, entries)
+    studies.note_request(request)
     result, stopped = studies.result_path(request), studies.stopped_path(request)
     return registry().start(request.key, title, work, result, stopped)
 
