@@ -20,7 +20,7 @@ from analysis.request import StudyRequest
 from analysis.similarity import MEASURES, SimilarityResult
 from analysis.study import Study, StudyCheckpoint, load_study
 from app.sources import datasets, folders
-from auglocal.errors import writing
+from auglocal.errors import WorkError, writing
 from auglocal.files import write_whole
 
 if TYPE_CHECKING:

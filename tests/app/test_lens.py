@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import re
+import struct
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -400,7 +402,7 @@ def test_what_is_no_image_is_refused(open_app, fitted, library, content):
     app.segmented_control(key="lens_way").set_value("Your own").run()
     uploader(app).upload("x.png", content).run()
     assert not app.exception
-    assert "x.png is no image that can be read, or a damaged one" in app.error[0].value
+    assert "x\\.png is no image that can be read, or a damaged one" in app.error[0].value
     assert not app.get("plotly_chart")  # nothing of the image before
     assert app.caption[-1].value == "Choose another image to go on."
     assert not list((library / "images").glob("*"))
