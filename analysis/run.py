@@ -470,6 +470,7 @@ def _checkpoint(name: str, model: Model, role: str, images: ImageSample) -> Stud
     metadata = model.metadata
     source = metadata.config.get("opened_from")
     is_foreign = isinstance(source, dict)
+    order = source.get("channel_order") if isinstance(source, dict) else None
     return StudyCheckpoint(
         name=name,
         sha256=model.sha256,
@@ -486,7 +487,7 @@ def _checkpoint(name: str, model: Model, role: str, images: ImageSample) -> Stud
             "input_size": list(images.images.shape[1:]),
             "mean": list(metadata.mean),
             "std": list(metadata.std),
-            "channel_order": source.get("channel_order", "RGB") if is_foreign else "RGB",
+            "channel_order": order or "RGB",
             "assumed": "preprocessing" in model.assumed,
         },
     )

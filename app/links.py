@@ -21,6 +21,7 @@ from typing import Any, ParamSpec
 
 import streamlit as st
 
+from app.sources import datasets
 from app.sources.checkpoints import CheckpointFile, by_prefix
 from app.sources.studies import Request
 
@@ -229,7 +230,9 @@ def remember_request(request: Request, **checkpoints: str | Sequence[str]) -> No
         name: ",".join(map(short, [value] if isinstance(value, str) else value))
         for name, value in checkpoints.items()
     }
-    values.update(data=request.dataset, samples=request.samples, seed=request.seed)
+    values.update(
+        data=datasets.written(request.dataset), samples=request.samples, seed=request.seed
+    )
     if request.measure == "cka":
         values["batch_size"] = request.batch_size
     values["split"] = "" if request.split == "test" else request.split

@@ -87,9 +87,9 @@ def python_lines(study: Study, dataset: str, paths: Mapping[str, Path]) -> str |
             "",
             "models = [",
             *(
-            _opened(path, name, extra)
-            for path, name in itertools.zip_longest(models, names[: len(models)])
-        ),
+                _opened(path, name, extra)
+                for path, name in itertools.zip_longest(models, names[: len(models)])
+            ),
             "]",
             "study = run_study(",
             "    models,",

@@ -164,8 +164,8 @@ def choices_of(request: Request) -> dict[str, Any]:
         chosen["folder_path"] = request.dataset.removeprefix(datasets.FOLDER_PREFIX)
     names = ("samples", "seed", "batch_size", "split")
     chosen |= {name: getattr(request, name) for name in names}
-    names = ("balanced", "kernel", "bandwidth", "estimator", "probe_pooling")
-    chosen |= {name: request.option(name) or 0 for name in names}
+    options = ("balanced", "kernel", "bandwidth", "estimator", "probe_pooling")
+    chosen |= {name: request.option(name) or 0 for name in options}
     return chosen | {"balanced": bool(chosen["balanced"])}
 
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from auglocal.checkpoint import CheckpointMetadata
 
 IMAGES_NOTE = (
-    "Intervals are 95% and cover the choice of images, not of training runs: each network was "
-    "trained once."
+    "Intervals are 95% and cover the choice of images, not of training runs: another seed may "
+    "differ by more."
 )
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:&@/])")
 
@@ -55,7 +55,7 @@ def study_line(study: Study) -> str:
 
 def study_rows(files: Sequence[StudyFile]) -> list[dict[str, object]]:
     """Studies of this machine, a line each."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for file in files:
         study, question = file.study, file.study.question
         rows.append(
@@ -221,10 +221,15 @@ def detail_rows(
         "Epochs": "not said" if is_foreign and not metadata.epoch else str(metadata.epoch),
         "Seed": "not said" if is_foreign else str(metadata.seed),
         "Input": " x ".join(map(str, metadata.input_size)) + resized,
-        "Classes": f"{metadata.num_classes}: {', '.join(metadata.classes[:10])}",
+        "Classes": f"{metadata.num_classes}: {_listed(metadata.classes)}",
         "Made with": ", ".join(f"{name} {value}" for name, value in metadata.versions.items()),
     }
     return [{"Field": name, "Value": value} for name, value in fields.items() if value]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names; dots where there are more."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def config_rows(metadata: CheckpointMetadata) -> list[dict[str, str]]:

@@ -260,6 +260,7 @@ def _request_of(study: Study, measure: str) -> Request:
 
 def _parse_data(text: str, titles: dict[str, str]) -> str | None:
     """Data named in an address; a folder goes into the field for folders."""
+    text = datasets.read_written(text)
     if text not in titles and text.startswith(datasets.FOLDER_PREFIX):
         st.session_state["folder_path"] = text.removeprefix(datasets.FOLDER_PREFIX)
         return FOLDER

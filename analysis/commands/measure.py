@@ -313,14 +313,13 @@ def _named(
     models: Sequence[Model], references: dict[str, Any], names: Sequence[str]
 ) -> list[Model]:
     """Models by the names that were given, the ceiling after the others."""
-    ceiling = references.get("ceiling")
-    most = len(models) + (ceiling is not None)
+    most = len(models) + ("ceiling" in references)
     if names and len(names) not in (len(models), most):
         raise InputError(
             f"--name was given {len(names)} times for {most} checkpoints; give one for each."
         )
     if len(names) > len(models):
-        references["ceiling"] = replace(ceiling, name=names[-1])
+        references["ceiling"] = replace(references["ceiling"], name=names[-1])
     named = [replace(model, name=name) for model, name in zip(models, names, strict=False)]
     return named or list(models)
 

@@ -8,13 +8,14 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import streamlit as st
 
 from app.sources import folders
 
 FOLDER_PREFIX = "imagefolder:"
+UPLOADED_PREFIX = "images:"  # in addresses, before the checksum of an uploaded zip
 DATA = Path("data")  # where downloaded sets lie, as on the command line
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -63,6 +64,20 @@ def named_data() -> dict[str, str]:
         if (DATA / name).is_dir():
             found[f"{FOLDER_PREFIX}{DATA / name}"] = title
     return found
+
+
+def written(dataset: str) -> str:
+    """Data as they stand in an address: uploaded images without the folder they are kept in."""
+    if dataset in uploaded_images():
+        return f"{UPLOADED_PREFIX}{folder_of(dataset).name}"
+    return dataset
+
+
+def read_written(text: str) -> str:
+    """What `written` gave, as this machine calls it."""
+    if not text.startswith(UPLOADED_PREFIX):
+        return text
+    return f"{FOLDER_PREFIX}{images_folder() / PurePath(text.removeprefix(UPLOADED_PREFIX)).name}"
 
 
 def title_of(dataset: str) -> str | None:

@@ -26,7 +26,9 @@ def find(entry: CheckpointFile, dataset: str) -> None:
     model = replace(open_model(entry.path, "auto"), name=entry.name)
     size = model.metadata.input_size[1] if dataset.startswith(datasets.FOLDER_PREFIX) else None
     title = datasets.title_of(dataset)
-    draw = partial(sample_images, dataset, default_samples=DEFAULT_SAMPLES, image_size=size, title=title)
+    draw = partial(
+        sample_images, dataset, default_samples=DEFAULT_SAMPLES, image_size=size, title=title
+    )
     try:
         sample = draw("train")
     except ValueError:

@@ -30,9 +30,7 @@ MOST_ROWS = 12  # classes of a strip
 MOST_LAYERS = 5  # rows of neighbours, if not all are asked for
 MOST_HARD = 240
 REFUSED = "image_was_refused"
-SELECTION = (
-    "A selection, not a sample: the test images on which the layers shown disagree most, most first."
-)
+SELECTION = "A selection, not a sample: test images by how much the layers disagree, most first."
 MISSING_IMAGE = "This link refers to an image not on this machine."
 METRICS = {"cosine": "Cosine", "euclidean": "Euclidean"}
 
@@ -462,7 +460,8 @@ def draw_strips(views: Sequence[View], layer: str, chosen: str) -> None:
     st.caption(
         "A dot marks the class that a column names"
         + (", the frame the true class" if label is not None else "")
-        + ". The last column, head, is the network's own classifier. Click a cell, or pick a layer and a class below."
+        + ". The last column, head, is the network's own classifier. Click a cell, or pick a "
+        "layer and a class below."
     )
 
 
@@ -720,7 +719,7 @@ def page() -> None:
     links.remember(
         a=links.short(chosen[0].sha256),
         b=links.short(chosen[-1].sha256) if st.session_state["b"] else NOBODY,
-        data=dataset,
+        data=datasets.written(dataset),
         samples=samples,
         seed=seed,
         lens_train=train,

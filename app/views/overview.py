@@ -109,7 +109,9 @@ def open_study(file: studies.StudyFile) -> None:
     here = {entry.sha256 for entry in checkpoints.checkpoint_files()[0]}
     if trajectories(file.study):
         links.go("views/dynamics.py")
-    missing = [e.name for e in file.study.question.checkpoints if not e.role if e.sha256 not in here]
+    missing = [
+        e.name for e in file.study.question.checkpoints if not e.role if e.sha256 not in here
+    ]
     if missing:
         st.warning(f"{texts.plain(', '.join(missing))} is not on this machine; upload it first.")
         return

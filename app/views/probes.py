@@ -122,6 +122,10 @@ def draw_paired(found: Sequence[ProbeAnswer]) -> None:
     rules = {answer.entry.name: answer.entry.rule for answer in (first, second)}
     labels = (widgets.label(first.entry), widgets.label(second.entry))
     st.markdown(texts_probes.paired_sentence(paired, probes, labels))
+    entries = [studies.study_checkpoint(a.study, a.entry.sha256) for a in (first, second)]
+    unlike = texts_probes.unlike_sentence(entries[0], entries[1], probes)
+    if unlike:
+        st.caption(texts.plain(unlike))
     widgets.chart(
         figures_probes.paired_curve(
             paired, probes, rules, title=f"Difference of linear probes, n = {paired.samples:,}"

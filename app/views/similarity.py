@@ -427,8 +427,8 @@ def draw_cell(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int], s
 
 
 NUMBER_HELP = {
-    "Null level": "What 95% of shuffles of one network's images stay under; of other measures than "
-    "CKA, about what unrelated layers score."
+    "Null level": "What 95% of shuffles of one network's images stay under.",
+    "Chance level": "About what unrelated layers score.",
 }
 
 
@@ -555,6 +555,12 @@ def draw_curves(pair: LayerPair, references: Mapping[str, LayerPair]) -> None:
             "best-match-chart",
             "Similarity of each layer of A to the layer of B most like it",
         )
+    counts = len(pair.rows), len(pair.columns)
+    if counts[0] != counts[1]:
+        st.caption(
+            f"The networks have {counts[0]} and {counts[1]} layers: the same depth is the same "
+            "relative depth, and a layer may have the partner of its neighbour."
+        )
 
 
 def draw_all(found: Mapping[str, LayerPair], references: Mapping[str, LayerPair]) -> None:
@@ -622,13 +628,15 @@ def draw_part(study: Study, measure: str, chosen: Sequence[CheckpointFile], side
         widgets.chart(
             pairs.depth_curve(pair, {}, best=False), "part-curve", "Similarity at the same depth"
         )
+    is_stopped = str(study.provenance.stopped).startswith("stopped")
     by_batches = study.cka is not None and study.cka.estimator == "unbiased"
     st.caption(
         f"**Partial**, {texts.plain(str(study.provenance.stopped))}: {pair.result.samples:,} "
         + (
-            "images; values and intervals still change."
+            f"images{'' if is_stopped else '; values and intervals still change'}."
             if by_batches
-            else "images; layers to come are crossed out, and intervals come last."
+            else f"images; layers {'not read' if is_stopped else 'to come'} are crossed out, and "
+            "intervals come last."
         )
     )
 

@@ -306,7 +306,7 @@ def test_another_measure_has_map_curves_and_numbers(open_app, wait_for_job, figu
     assert len(app.get("plotly_chart")) == 4
     assert app.query_params["measure"] == measure
     assert app.metric[0].value != "undefined"
-    assert app.metric[2].label == "Null level"
+    assert app.metric[2].label == "Chance level"
     app.segmented_control(key="map").set_value("B-B").run()
     assert app.button(key=f"run-{measure}").label == "Compare"
 
