@@ -32,7 +32,7 @@ from analysis.batch_plan import SMALLEST_BATCH, BatchPlan, batch_plan, batch_sli
 from analysis.cka_result import CKAResult
 from analysis.distributed import gathered, share_of_this_process
 from analysis.errors import Cancelled, InputError
-from analysis.features import ImageSample, check_images, fits, sample_images, stream_features
+from analysis.features import ImageSample, fitting_images, sample_images, stream_features
 from analysis.full_set import FullSetAccumulator, full_set_bytes, in_step
 from analysis.gram import spatial_pool
 from analysis.minibatch import CKAAccumulator
@@ -40,7 +40,6 @@ from analysis.models import Model, describe_device, short_name, unique_names
 from analysis.reading import Progress, Reading, Watch, read_features, read_test
 from analysis.request import StudyRequest
 from analysis.study import Study, StudyCheckpoint, StudyProvenance, StudyQuestion
-from auglocal.data import FOLDER_PREFIX
 
 DEFAULT_TRAIN_SAMPLES = 5000
 # A full-set estimator may take so much if nothing else is said.
@@ -127,41 +126,19 @@ class _Run:
         self.trains: dict[str, ImageSample] = {}
         draw = partial(self._draw, request.split, request.samples, balanced=request.balanced)
         self.test = draw()
-        self.tests = self._fitting(self.test, draw)
+        self.tests = fitting_images(self.models, self.test, draw)
         if "probe" in request.measures:
             draw = partial(
                 self._draw, "train", request.train_samples, default_samples=DEFAULT_TRAIN_SAMPLES
             )
             self.train = draw()
-            self.trains = self._fitting(self.train, draw)
+            self.trains = fitting_images(self.models, self.train, draw)
         self.plan = self._plan()
         self.share = share_of_this_process()
         self.stopped: str | None = None
         self.whole: dict[str, Any] = {"cka": None, "probes": ()}
         self.latest: _Part | None = None
         self.show: Callable[[], None] = lambda: None
-
-    def _fitting(
-        self, sample: ImageSample, draw: Callable[..., ImageSample]
-    ) -> dict[str, ImageSample]:
-        """The same images by model: those of a folder resized where one takes another size.
-
-        One of the models must take them as they are, or a study of a wrong size would pass.
-        """
-        by_size = {sample.images.shape[-1]: sample}
-        fitting = [fits(model, sample) for model in self.models.values()]
-        found = {}
-        for (name, model), is_fitting in zip(self.models.items(), fitting, strict=True):
-            channels, height, width = model.metadata.input_size
-            can_be = sample.dataset.startswith(FOLDER_PREFIX) and height == width
-            if is_fitting or not (can_be and any(fitting) and channels == sample.images.shape[1]):
-                check_images(model, sample)
-                found[name] = sample
-                continue
-            if height not in by_size:
-                by_size[height] = draw(image_size=height)
-            found[name] = by_size[height]
-        return found
 
     def _draw(
         self, split: str, samples: int | None, *, image_size: int | None = None, **options: Any

@@ -102,8 +102,8 @@ def honesty(view: View) -> str:
     return (
         f"{texts.plain(view.entry.name)}: each probe is a logistic regression (penalty "
         f"{lens.penalty:g}) fitted to {len(lens.train_labels):,} training images{unseen}. "
-        "Probabilities are softmax at temperature 1, not calibrated, and tend to be overconfident: on "
-        f"{len(lens.test_labels):,} test images {claims or 'nothing could be checked'}."
+        "Probabilities are softmax at temperature 1, not calibrated, and tend to be overconfident: "
+        f"on {len(lens.test_labels):,} test images {claims or 'nothing could be checked'}."
     )
 
 

@@ -388,8 +388,8 @@ def draw_upload() -> None:
         max_upload_size=library.MOST_UPLOADED_BYTES // 2**20,
         help="Each at most "
         f"{library.MOST_UPLOADED_BYTES // 2**20} MB: save the weights alone, without the "
-        "optimizer's state. Read in a process of its own, without running anything in it; a clean copy stays on "
-        "this machine, and nothing leaves it.",
+        "optimizer's state. Read in a process of its own, without running anything in it; a clean "
+        "copy stays on this machine, and nothing leaves it.",
     )
     if files:
         receive(files, (state or "").strip() or None)

@@ -57,8 +57,8 @@ def draw_measures(found: Sequence[GeometryAnswer]) -> None:
     st.caption(
         f"Bands: 95%, from leaving out one of {groups} groups of images at a time "
         "(Wilson's for shares of images, chi-squared for TwoNN). They cover the choice of this "
-        "many images, not of training runs: another seed may differ by more. Point at a gap to read "
-        "why there is no value."
+        "many images, not of training runs: another seed may differ by more. Point at a gap to "
+        "read why there is no value."
     )
 
 
