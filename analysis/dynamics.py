@@ -66,12 +66,12 @@ def trajectories(study: Study) -> tuple[Trajectory, ...]:
     """Find the runs of which a study holds two snapshots or more."""
     groups: dict[str, list[StudyCheckpoint]] = {}
     for entry in study.question.checkpoints:
-        if not entry.role:
+        if not entry.role and entry.epoch is not None:
             groups.setdefault(_run_key(entry), []).append(entry)
     found = []
     for entries in groups.values():
-        ordered = sorted(entries, key=lambda entry: entry.epoch)
-        epochs = tuple(entry.epoch for entry in ordered)
+        ordered = sorted(entries, key=lambda entry: entry.epoch or 0)
+        epochs = tuple(entry.epoch or 0 for entry in ordered)
         if len(epochs) > 1 and len(set(epochs)) == len(epochs):
             title = f"{ordered[-1].rule}, seed {ordered[-1].seed}"
             found.append(Trajectory(title, tuple(entry.name for entry in ordered), epochs))

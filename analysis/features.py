@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,15 +153,21 @@ def _split_size(dataset: Dataset, split: str) -> int:
     return len(dataset.splits[split])
 
 
+def fits(model: Model, sample: ImageSample) -> bool:
+    """Whether a model takes images of this size."""
+    expected, given = model.metadata.input_size, tuple(sample.images.shape[1:])
+    return given == expected or (model.takes_any_size and given[0] == expected[0])
+
+
 def check_images(model: Model, sample: ImageSample) -> None:
     """Refuse images that a model was not made for.
 
     Raises:
         InputError: channels, height or width differ.
     """
-    expected, given = model.metadata.input_size, tuple(sample.images.shape[1:])
-    if given == expected or (model.takes_any_size and given[0] == expected[0]):
+    if fits(model, sample):
         return
+    expected, given = model.metadata.input_size, tuple(sample.images.shape[1:])
     advice = "choose another data set with --dataset"
     if given[0] == expected[0] and sample.dataset.startswith(FOLDER_PREFIX):
         advice = f"give --image-size {expected[1]}"
@@ -169,6 +175,36 @@ def check_images(model: Model, sample: ImageSample) -> None:
         f"{model.name} takes images of {_size_text(expected)}, but those of {sample.title} are "
         f"{_size_text(given)}; {advice}."
     )
+
+
+def fitting_images(
+    models: Mapping[str, Model], sample: ImageSample, draw: Callable[..., ImageSample]
+) -> dict[str, ImageSample]:
+    """The same images for each of some models: a folder's are resized where one needs another size.
+
+    Args:
+        models: by name. One of them must take the images as they are: else the size is a mistake.
+        sample: the images.
+        draw: draws them again, of `image_size` pixels.
+
+    Raises:
+        InputError: as `check_images`.
+    """
+    are_fitting = {name: fits(model, sample) for name, model in models.items()}
+    is_folder = sample.dataset.startswith(FOLDER_PREFIX)
+    by_size: dict[int, ImageSample] = {}
+    found = {}
+    for name, model in models.items():
+        channels, height, width = model.metadata.input_size
+        can_be = is_folder and height == width and channels == sample.images.shape[1]
+        if are_fitting[name] or not (can_be and any(are_fitting.values())):
+            check_images(model, sample)
+            found[name] = sample
+        else:
+            if height not in by_size:
+                by_size[height] = draw(image_size=height)
+            found[name] = by_size[height]
+    return found
 
 
 def _size_text(size: tuple[int, ...]) -> str:

@@ -350,6 +350,7 @@ def evidence_record(evidence: Evidence) -> dict[str, Any]:
             "std": list(trial.preprocessing.std),
             "channel_order": trial.preprocessing.channel_order,
             "accuracy": trial.best,
+            "samples": trial.score[1],
             "low": _interval(trial)[0],
             "high": _interval(trial)[1],
             "cross_entropy": trial.cross_entropy,

@@ -134,13 +134,16 @@ class Share:
 
 def read_features(
     models: Mapping[str, Model],
-    sample: ImageSample,
+    samples: Mapping[str, ImageSample],
     slices: Sequence[slice],
     pooling: int | None,
     watch: Watch,
     share: Share,
 ) -> Reading:
-    """Keep the pooled features of every layer: what probes learn from."""
+    """Keep the pooled features of every layer: what probes learn from.
+
+    `samples` are the same images by model, of the size that each takes.
+    """
     reading = Reading()
     mine = list(share.batches(slices))
     watch.start("Reading training images", len(mine) * len(models))
@@ -151,14 +154,14 @@ def read_features(
             def keep(layer: str, features: Any, name: str = name, index: int = index) -> None:
                 reading.features.setdefault((name, layer), {})[index] = pooled(features, pooling)
 
-            visit_features(model, sample.images[batch], keep)
+            visit_features(model, samples[name].images[batch], keep)
             watch.step()
     return reading
 
 
 def read_test(
     models: Mapping[str, Model],
-    sample: ImageSample,
+    samples: Mapping[str, ImageSample],
     slices: Sequence[slice],
     request: StudyRequest,
     watch: Watch,
@@ -167,14 +170,16 @@ def read_test(
 ) -> Reading:
     """Read every layer of every model once, for all measures that were asked for.
 
+    `samples` are the same images by model, of the size that each takes.
+
     Where a wish to stop comes after a batch was done, the batches done are what is returned.
     `refined` is called with what CKA has gathered after every batch but the last.
     """
     minibatch = "cka" in request.measures and not request.full_set
     layers = {name: model.layer_names for name, model in models.items()}
     reading = Reading(cka=make_accumulator(layers, request) if minibatch else None)
-    kept = KeptGrams(request, sample, slices) if minibatch and request.grams is not None else None
-    known = {name: kept.find(model) for name, model in models.items()} if kept else {}
+    kept = KeptGrams(request, samples, slices) if minibatch and request.grams is not None else None
+    known = {name: kept.find(name, model) for name, model in models.items()} if kept else {}
     mine = list(share.batches(slices))
     watch.start("Reading test images", len(mine) * len(models))
     fresh: dict[Key, dict[int, FloatArray]] = {}
@@ -189,7 +194,8 @@ def read_test(
             if found is not None and not request.keeps_features:
                 grams |= {(name, layer): parts[index] for layer, parts in found.items()}
             else:
-                visitor = _Visitor(reading, request, name, index, model, sample.images[batch])
+                images = samples[name].images[batch]
+                visitor = _Visitor(reading, request, name, index, model, images)
                 visitor.run(grams if minibatch else None)
             watch.step()
         if num_read < len(models):
@@ -279,20 +285,26 @@ class KeptGrams:
 
     Args:
         request: names the folder and the options.
-        sample, slices: the images, and how they are cut.
+        samples, slices: the images by model, and how they are cut.
     """
 
-    def __init__(self, request: StudyRequest, sample: ImageSample, slices: Sequence[slice]) -> None:
+    def __init__(
+        self,
+        request: StudyRequest,
+        samples: Mapping[str, ImageSample],
+        slices: Sequence[slice],
+    ) -> None:
         assert request.grams is not None
         self._store = GramStore(request.grams)
-        self._request, self._images = request, sample.sha256
+        self._request = request
+        self._images = {name: sample.sha256 for name, sample in samples.items()}
         self._sizes = [batch.stop - batch.start for batch in slices]
 
-    def find(self, model: Model) -> dict[str, list[FloatArray]] | None:
+    def find(self, name: str, model: Model) -> dict[str, list[FloatArray]] | None:
         """All layers' Grams of all batches; None unless every one is there."""
         found = {}
         for layer in model.layer_names:
-            grams = self._store.get(self._key(model, layer))
+            grams = self._store.get(self._key(name, model, layer))
             if grams is None or len(grams) != len(self._sizes):
                 return None
             found[layer] = grams
@@ -302,13 +314,13 @@ class KeptGrams:
         """Keep what was computed anew."""
         for (name, layer), batches in fresh.items():
             grams = [batches[index] for index in sorted(batches)]
-            self._store.put(self._key(models[name], layer), grams)
+            self._store.put(self._key(name, models[name], layer), grams)
 
-    def _key(self, model: Model, layer: str) -> str:
+    def _key(self, name: str, model: Model, layer: str) -> str:
         request = self._request
         return gram_key(
             checkpoint=model.sha256,
-            images=self._images,
+            images=self._images[name],
             layer=layer,
             batch_sizes=self._sizes,
             kernel=request.kernel,

@@ -396,7 +396,7 @@ def _provenance(page: Page) -> Iterator[Markup]:
     ]
     facts += [[f"version of {name}", version] for name, version in provenance.versions.items()]
     yield table("", ["fact", "value"], facts, wide=("value",))
-    yield element("p", "The same again, from a terminal:")
+    yield element("p", "The same again, from a terminal in the folder that holds the files above:")
     yield Markup(f"<pre>{element('code', provenance.command)}</pre>")
 
 

@@ -44,7 +44,7 @@ def interval(low: float | None, high: float | None, form: str = ".3f") -> str:
 
 
 def checkpoint_table(study: Study) -> Markup:
-    """What was compared: rule, data, accuracy with interval, checksum."""
+    """What was compared: rule, data, accuracy with interval; and each file, and how it read."""
     header = [
         "checkpoint",
         "role",
@@ -55,10 +55,40 @@ def checkpoint_table(study: Study) -> Markup:
         "95% interval",
         "epochs",
         "seed",
-        "sha256",
     ]
-    rows = [_checkpoint_row(entry) for entry in study.question.checkpoints]
-    return table("", header, rows, wide=("rule", "trained on", "accuracy"))
+    entries = study.question.checkpoints
+    rows = [_checkpoint_row(entry) for entry in entries]
+    files = [[entry.name, reading(entry), _checksum(entry)] for entry in entries]
+    return joined(
+        [
+            table("", header, rows, wide=("rule", "trained on", "accuracy")),
+            table(
+                "Files, and how the images were read",
+                ["checkpoint", "images", "sha256"],
+                files,
+                wide=("images", "sha256"),
+            ),
+        ]
+    )
+
+
+def reading(entry: StudyCheckpoint) -> str:
+    """How a network read the images; a dash in studies that do not say."""
+    found = entry.preprocessing
+    if not found:
+        return DASH
+    size = " x ".join(map(str, found.get("input_size", ())))
+    mean, std = (
+        "(" + ", ".join(f"{value:.4g}" for value in found.get(name, ())) + ")"
+        for name in ("mean", "std")
+    )
+    assumed = "; assumed, as neither file nor user says" if found.get("assumed") else ""
+    return f"{size}, {found.get('channel_order', 'RGB')}, mean {mean}, std {std}{assumed}"
+
+
+def _checksum(entry: StudyCheckpoint) -> Markup:
+    """The whole checksum, which wraps."""
+    return element("code", entry.sha256)
 
 
 def _checkpoint_row(entry: StudyCheckpoint) -> list[object]:
@@ -71,11 +101,10 @@ def _checkpoint_row(entry: StudyCheckpoint) -> list[object]:
     given = {name: value for name, value in entry.rule_options.items() if value is not None}
     options = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
     rule = rule_title(entry.rule) + (f" ({options})" if options else "")
-    checksum = element("code", entry.sha256[:12], title=entry.sha256)
     role = ROLE_TITLES.get(entry.role, entry.role)
-    seed = DASH if entry.seed is None else entry.seed
+    epochs, seed = ("not said" if value is None else value for value in (entry.epoch, entry.seed))
     description = [rule, entry.architecture, entry.dataset, accuracy, ends]
-    return [entry.name, role, *description, entry.epoch, seed, checksum]
+    return [entry.name, role, *description, epochs, seed]
 
 
 # -------------------------------------------------------------------------------------- similarity

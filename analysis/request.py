@@ -50,7 +50,8 @@ class StudyRequest:
             gives them no intervals.
         geometry_groups: the same for geometry.
         folder: where downloaded data sets lie.
-        image_size: pixels; resizes the images of a folder.
+        image_size: pixels; resizes the images of a folder. Where one network takes them as they are
+            then, others read them at their own size.
         dataset_title: what to call the data of a folder.
         download: fetch a data set that is not there.
         title: of the study; made of the models' names if None.

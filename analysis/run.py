@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import combinations
 from pathlib import Path, PurePath
 from typing import Any
@@ -31,11 +32,11 @@ from analysis.batch_plan import SMALLEST_BATCH, BatchPlan, batch_plan, batch_sli
 from analysis.cka_result import CKAResult
 from analysis.distributed import gathered, share_of_this_process
 from analysis.errors import Cancelled, InputError
-from analysis.features import ImageSample, check_images, sample_images, stream_features
+from analysis.features import ImageSample, fitting_images, sample_images, stream_features
 from analysis.full_set import FullSetAccumulator, full_set_bytes, in_step
 from analysis.gram import spatial_pool
 from analysis.minibatch import CKAAccumulator
-from analysis.models import Model, describe_device, unique_names
+from analysis.models import Model, describe_device, short_name, unique_names
 from analysis.reading import Progress, Reading, Watch, read_features, read_test
 from analysis.request import StudyRequest
 from analysis.study import Study, StudyCheckpoint, StudyProvenance, StudyQuestion
@@ -122,13 +123,16 @@ class _Run:
         kinds = [role for role, model in references.items() if model is not None]
         self.roles = dict(zip(names, [*[""] * len(models), *kinds], strict=True))
         self.train: ImageSample | None = None
-        self.test = self._draw(request.split, request.samples, balanced=request.balanced)
+        self.trains: dict[str, ImageSample] = {}
+        draw = partial(self._draw, request.split, request.samples, balanced=request.balanced)
+        self.test = draw()
+        self.tests = fitting_images(self.models, self.test, draw)
         if "probe" in request.measures:
-            self.train = self._draw(
-                "train", request.train_samples, default_samples=DEFAULT_TRAIN_SAMPLES
+            draw = partial(
+                self._draw, "train", request.train_samples, default_samples=DEFAULT_TRAIN_SAMPLES
             )
-        for model in given:
-            check_images(model, self.test)
+            self.train = draw()
+            self.trains = fitting_images(self.models, self.train, draw)
         self.plan = self._plan()
         self.share = share_of_this_process()
         self.stopped: str | None = None
@@ -136,7 +140,9 @@ class _Run:
         self.latest: _Part | None = None
         self.show: Callable[[], None] = lambda: None
 
-    def _draw(self, split: str, samples: int | None, **options: Any) -> ImageSample:
+    def _draw(
+        self, split: str, samples: int | None, *, image_size: int | None = None, **options: Any
+    ) -> ImageSample:
         request = self.request
         return sample_images(
             request.dataset,
@@ -144,7 +150,7 @@ class _Run:
             samples,
             request.seed,
             folder=request.folder,
-            image_size=request.image_size,
+            image_size=image_size or request.image_size,
             title=request.dataset_title,
             download=request.download,
             **options,
@@ -197,7 +203,7 @@ class _Run:
         if self.train is not None and not self.watch.cancelled():
             slices = batch_slices(len(self.train.images), request.batch_size, smallest=1)
             part = read_features(
-                self.models, self.train, slices, request.probe_pooling, self.watch, self.share
+                self.models, self.trains, slices, request.probe_pooling, self.watch, self.share
             )
             whole = gathered(part, self.share)
             train_features = {} if whole is None else whole.all_features()
@@ -223,7 +229,7 @@ class _Run:
             return Reading()
         slices, request = self.plan.slices, self.request
         return read_test(
-            self.models, self.test, slices, request, self.watch, self.share, self._refined
+            self.models, self.tests, slices, request, self.watch, self.share, self._refined
         )
 
     def _answers(self, reading: Reading, train_features: Any) -> dict[str, Any]:
@@ -268,7 +274,7 @@ class _Run:
         total = sum(len(model.layer_names) for model in self.models.values())
         self.watch.start("Comparing whole layers", total)
         for name, model in self.models.items():
-            streams = [stream_features(model, self.test.images[batch]) for batch in batches]
+            streams = [stream_features(model, self.tests[name].images[batch]) for batch in batches]
             for layer, parts in in_step(streams):
                 self.watch.check()
                 accumulator.add((name, layer), [self._pooled(part) for part in parts])
@@ -287,8 +293,8 @@ class _Run:
             raise InputError(f"CKA needs at least {SMALLEST_BATCH} images; give more --samples.")
         widths = [
             math.prod(self._pooled(features).shape[1:])
-            for model in self.models.values()
-            for _, features in stream_features(model, self.test.images[:1])
+            for name, model in self.models.items()
+            for _, features in stream_features(model, self.tests[name].images[:1])
         ]
         needed = full_set_bytes(widths, samples, kernel=request.kernel, precision=request.precision)
         allowed = request.memory or DEFAULT_MEMORY
@@ -323,7 +329,8 @@ class _Run:
         request, probes = self.request, self.train is not None
         return StudyQuestion(
             checkpoints=tuple(
-                _checkpoint(name, model, self.roles[name]) for name, model in self.models.items()
+                _checkpoint(name, model, self.roles[name], self.tests[name])
+                for name, model in self.models.items()
             ),
             dataset=_portable_dataset(self.test.dataset),
             dataset_title=self.test.title,
@@ -370,13 +377,22 @@ class _Run:
             options["--data-folder"] = _portable(request.folder)
         options |= {"--title": request.title}
         words = ["python", "-m", "analysis", "study"]
+        names = self._given_names()
         for name, model in self.models.items():
             role = self.roles[name]
             if role == "floor" and model.metadata.rule == UNTRAINED:
                 words += ["--floor", str(model.metadata.seed)]
             else:
                 words += [*([f"--{role}"] if role else []), _portable(model.path or model.name)]
-        return shlex.join([*words, *_words(options), "--out", _portable(request.out)])
+        return shlex.join([*words, *names, *_words(options), "--out", _portable(request.out)])
+
+    def _given_names(self) -> list[str]:
+        """Options for names that do not come from the files, such as chosen ones."""
+        named = {name: model for name, model in self.models.items() if self.roles[name] != "floor"}
+        files = [short_name(model.path) for model in named.values() if model.path is not None]
+        if tuple(named) == unique_names(files):
+            return []
+        return [f"--name={name}" for name in named]
 
 
 UNTRAINED = "untrained"
@@ -426,9 +442,12 @@ def _words(options: Mapping[str, object]) -> list[str]:
     return words
 
 
-def _checkpoint(name: str, model: Model, role: str) -> StudyCheckpoint:
-    """Record which checkpoint a model came from."""
+def _checkpoint(name: str, model: Model, role: str, images: ImageSample) -> StudyCheckpoint:
+    """Record which checkpoint a model came from, and how it read the images."""
     metadata = model.metadata
+    source = metadata.config.get("opened_from")
+    is_foreign = isinstance(source, dict)
+    order = source.get("channel_order") if isinstance(source, dict) else None
     return StudyCheckpoint(
         name=name,
         sha256=model.sha256,
@@ -437,9 +456,17 @@ def _checkpoint(name: str, model: Model, role: str) -> StudyCheckpoint:
         rule_options=metadata.rule_options,
         dataset=metadata.dataset,
         accuracy=metadata.accuracy,
-        epoch=metadata.epoch,
-        seed=metadata.seed,
+        # A foreign file of neither has 0 in their places.
+        epoch=None if is_foreign and not metadata.epoch else metadata.epoch,
+        seed=None if is_foreign else metadata.seed,
         role=role,
+        preprocessing={
+            "input_size": list(images.images.shape[1:]),
+            "mean": list(metadata.mean),
+            "std": list(metadata.std),
+            "channel_order": order or "RGB",
+            "assumed": "preprocessing" in model.assumed,
+        },
     )
 
 

@@ -23,7 +23,7 @@ from analysis.records import Record, checked, parse, plain
 from analysis.similarity import SimilarityResult
 
 FORMAT = "auglocal-study"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3  # since 3 a checkpoint's epoch may be null, and its preprocessing is told
 ANSWERS = ("cka", "probes", "similarity", "paired", "geometry")
 # Axes of the arrays: L layers, K classes, N images, A auxiliary networks.
 CKA_FIELDS = ("values", "standard_errors", "low", "high", "null_levels")
@@ -49,7 +49,11 @@ class StudyCheckpoint:
     """A checkpoint of a study: its name in the results, and what its file says about it.
 
     `accuracy` is {"value": fraction, "split": name, "samples": count}, or None. `role` is "", or
-    for a reference "ceiling" (a second seed of a rule) or "floor" (untrained).
+    for a reference "ceiling" (a second seed of a rule) or "floor" (untrained). `epoch` and `seed`
+    are None where the file does not say. `preprocessing` is how it read the images: "input_size"
+    (C, H, W), to which a folder's images were resized; "mean" and "std" by channel, of pixels in
+    [0, 1]; "channel_order"; and "assumed" where neither its file nor its user said so. Studies of
+    older versions lack it.
     """
 
     name: str
@@ -59,9 +63,10 @@ class StudyCheckpoint:
     rule_options: Record
     dataset: str
     accuracy: Record | None
-    epoch: int
+    epoch: int | None
     seed: int | None
     role: str = ""
+    preprocessing: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,13 @@ class Study:
     def models(self) -> tuple[str, ...]:
         """Names of the checkpoints that are compared, references left out."""
         return tuple(entry.name for entry in self.question.checkpoints if not entry.role)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The measures that it holds, as the command line calls them."""
+        found = ["cka"] * (self.cka is not None)
+        found += ["probe"] * bool(self.probes) + ["geometry"] * bool(self.geometry)
+        return (*found, *dict.fromkeys(pair.result.measure for pair in self.similarity))
 
     def reference(self, role: str) -> str | None:
         """Name the checkpoint that serves as "ceiling" or "floor"; None where there is none."""

@@ -125,7 +125,8 @@ def draw_panels(panels: Sequence[Panel]) -> str:
     """
     rows = max(len(panel.curves) for panel in panels)
     height = HEIGHT + 16 * math.ceil(rows / 2)
-    width = WIDTH * len(panels)
+    # One panel as wide as two: stretched to a page's width, its letters are those of the others.
+    width = WIDTH * max(2, len(panels))
     label = html.escape("; ".join(panel.title for panel in panels))
     body = "".join(
         f'<g transform="translate({index * WIDTH},0)">{_panel(panel)}</g>'

@@ -82,7 +82,7 @@ def accuracy_by_layer(lines: Lines, rule: str) -> go.Figure:
 
     Earlier epochs stand faintly behind the last one.
     """
-    figure = go.Figure()
+    figure, tested = go.Figure(), None
     style = RULE_STYLES.get(rule, OTHER_RULE)
     blocks = list(lines[-1]["accuracies"]) if lines else []
     step = max(1, len(lines) // MOST_EARLIER)
@@ -102,7 +102,8 @@ def accuracy_by_layer(lines: Lines, rule: str) -> go.Figure:
             curve = _layer_curve(blocks, tested, f"epoch {last['epoch']}, test")
             line_style = {"color": style.colour, "width": 2}
             figure.add_trace(curve.update(line=line_style, marker={"size": 7}))
-    lay_out(figure, "Accuracy by local layer")
+    images = "training (open) and test (filled) images" if tested else "training images"
+    lay_out(figure, f"Accuracy by local layer, {images}")
     labels = [block if block != OUTPUT else "classifier" for block in blocks]
     values, names = stage_ticks(labels) if blocks else ([], [])
     figure.update_xaxes(

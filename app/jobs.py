@@ -325,7 +325,8 @@ def sentence(error: Exception) -> str:
     from auglocal.errors import WorkError
 
     if isinstance(error, (ValueError, WorkError)) and str(error).strip():
-        text = str(error)
+        # The command line's way to name a folder is not that of a page's field.
+        text = str(error).replace("give imagefolder:PATH of a folder", "name a folder")
         if text.split()[0].isalpha():  # not a file's name
             text = text[0].upper() + text[1:]
         return text if text.endswith(".") else f"{text}."

@@ -277,7 +277,9 @@ def cell_parts(pair: LayerPair, cell: Cell) -> dict[str, str]:
     return {
         pair.short: f"{value:.3f}" if math.isfinite(value) else "undefined",
         "95% interval": f"{low:.3f} to {high:.3f}" if math.isfinite(low) else "none",
-        "Null level": f"{level:.3f}" if math.isfinite(level) else "none",
+        "Null level" if pair.key == "cka" else "Chance level": f"{level:.3f}"
+        if math.isfinite(level)
+        else "none",
     }
 
 

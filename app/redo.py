@@ -6,6 +6,7 @@ this machine.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from argparse import Namespace
@@ -71,18 +72,24 @@ def python_lines(study: Study, dataset: str, paths: Mapping[str, Path]) -> str |
     ]
     extra = ", auxiliaries=True" if "probe" in _measures(study, options) else ""
     references = []
+    names = options.names or []
     if getattr(options, "ceiling", None) is not None:
-        references.append(f'    ceiling=open_model({_literal(found[-1])}, "auto"),')
+        name = names[-1] if len(names) > len(models) else None
+        references.append(_opened(found[-1], name, "").replace("    ", "    ceiling=", 1))
     if _floor(options) is not None:
         references.append(f"    floor=untrained(models[0], {_floor(options)}),")
     return "\n".join(
         [
+            *(["from dataclasses import replace", ""] if names else []),
             f"from analysis.models import {', '.join(imports)}",
             "from analysis.run import run_study",
             "from analysis.study import save_study",
             "",
             "models = [",
-            *(f'    open_model({_literal(path)}, "auto"{extra}),' for path in models),
+            *(
+                _opened(path, name, extra)
+                for path, name in itertools.zip_longest(models, names[: len(models)])
+            ),
             "]",
             "study = run_study(",
             "    models,",
@@ -92,6 +99,12 @@ def python_lines(study: Study, dataset: str, paths: Mapping[str, Path]) -> str |
             f'save_study(study, "{OUT}")',
         ]
     )
+
+
+def _opened(path: str, name: str | None, extra: str) -> str:
+    """A line that opens a checkpoint, with the name that it was given."""
+    opened = f'open_model({_literal(path)}, "auto"{extra})'
+    return f"    {opened}," if name is None else f"    replace({opened}, name={_literal(name)}),"
 
 
 def _literal(value: Any) -> str:

@@ -13,7 +13,7 @@ import streamlit as st
 
 from analysis.probes import PENALTIES
 from app import links, widgets
-from app.sources import checkpoints
+from app.sources import checkpoints, datasets
 from app.sources.checkpoints import CheckpointFile
 from app.sources.studies import Request
 
@@ -140,6 +140,33 @@ def _penalty_text(penalty: float) -> str:
 def _one_of(text: str, choices: Any) -> Any:
     """A number of an address, if it can be chosen."""
     return next((choice for choice in choices if f"{choice:g}" == text), None)
+
+
+def choices_of(request: Request) -> dict[str, Any]:
+    """All choices that make a page ask this question, by their names in session state."""
+    sha256s = request.sha256s
+    is_listed = request.dataset in datasets.datasets_on_disk()
+    is_folder = request.dataset.startswith(datasets.FOLDER_PREFIX) and not is_listed
+    chosen: dict[str, Any] = {
+        "measure": "cka" if request.measure in ("probe", "geometry") else request.measure,
+        "a": sha256s[0],
+        "b": sha256s[min(1, len(sha256s) - 1)],
+        "more": list(sha256s[2:]),
+        "models": list(sha256s),
+        "data": widgets.FOLDER if is_folder else request.dataset,
+        "ceiling": request.ceiling or "",
+        "floor": request.floor is not None,
+        "intervals": bool(request.option("groups")),
+        "pooling": request.option("pooling") or 0,
+        "penalty": BY_LAYER if request.option("penalties") else request.option("penalty"),
+    }
+    if is_folder:
+        chosen["folder_path"] = request.dataset.removeprefix(datasets.FOLDER_PREFIX)
+    names = ("samples", "seed", "batch_size", "split")
+    chosen |= {name: getattr(request, name) for name in names}
+    options = ("balanced", "kernel", "bandwidth", "estimator", "probe_pooling")
+    chosen |= {name: request.option(name) or 0 for name in options}
+    return chosen | {"balanced": bool(chosen["balanced"])}
 
 
 def pick_one(

@@ -7,7 +7,7 @@ import os
 import streamlit as st
 from streamlit import net_util
 
-from app import offering
+from app import links, offering
 from app.sources import catalogue
 
 SIDEBAR = 208  # pixels; short names need no more
@@ -46,7 +46,8 @@ page = st.navigation(
     ]
 )
 st.session_state[offering.SHOWN_JOBS] = set()
-with st.container(width=WIDEST):
+links.follow(page.url_path)
+with links.one_write(), st.container(width=WIDEST):
     page.run()
 if offering.queued_elsewhere():
     with st.sidebar:

@@ -22,11 +22,12 @@ from analysis.study import Study, StudyCheckpoint
 
 if TYPE_CHECKING:
     from app.sources.checkpoints import CheckpointFile
+    from app.sources.studies import StudyFile
     from auglocal.checkpoint import CheckpointMetadata
 
 IMAGES_NOTE = (
-    "Intervals are 95% and cover the choice of images, not of training runs: each network was "
-    "trained once."
+    "Intervals are 95% and cover the choice of images, not of training runs: another seed may "
+    "differ by more."
 )
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:&@/])")
 
@@ -44,6 +45,42 @@ def percent(fraction: float) -> str:
 def checkpoint_title(entry: StudyCheckpoint) -> str:
     """What to call a checkpoint of a study on screen: its rule."""
     return rule_title(entry.rule)
+
+
+def study_line(study: Study) -> str:
+    """A study in a list to pick from, which shows text as it is."""
+    date = study.provenance.date[:16].replace("T", " ")
+    return f"{study.title or study_heading(study)}, {date}"
+
+
+def study_rows(files: Sequence[StudyFile]) -> list[dict[str, object]]:
+    """Studies of this machine, a line each."""
+    rows: list[dict[str, object]] = []
+    for file in files:
+        study, question = file.study, file.study.question
+        rows.append(
+            {
+                "Title": study.title or study_heading(study),
+                "Networks": ", ".join(study.models),
+                "Data": f"{question.dataset_title}, {question.samples:,} {question.split} images",
+                "Measures": ", ".join(study.measures),
+                "Date": study.provenance.date[:16].replace("T", " "),
+            }
+        )
+    return rows
+
+
+def sizes_note(study: Study) -> str:
+    """That networks read the same images at different sizes; empty where they do not; plain."""
+    sizes = {
+        entry.name: tuple(entry.preprocessing.get("input_size", ()))[1:]
+        for entry in study.question.checkpoints
+        if entry.preprocessing
+    }
+    if len(set(sizes.values())) < 2:
+        return ""
+    parts = [f"{name} {' x '.join(map(str, size))}" for name, size in sizes.items()]
+    return f"The images were resized for each network: {', '.join(parts)} pixels."
 
 
 def study_heading(study: Study) -> str:
@@ -184,10 +221,15 @@ def detail_rows(
         "Epochs": "not said" if is_foreign and not metadata.epoch else str(metadata.epoch),
         "Seed": "not said" if is_foreign else str(metadata.seed),
         "Input": " x ".join(map(str, metadata.input_size)) + resized,
-        "Classes": f"{metadata.num_classes}: {', '.join(metadata.classes[:10])}",
+        "Classes": f"{metadata.num_classes}: {_listed(metadata.classes)}",
         "Made with": ", ".join(f"{name} {value}" for name, value in metadata.versions.items()),
     }
     return [{"Field": name, "Value": value} for name, value in fields.items() if value]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names; dots where there are more."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def config_rows(metadata: CheckpointMetadata) -> list[dict[str, str]]:

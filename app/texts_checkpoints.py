@@ -110,12 +110,21 @@ def trial_rows(evidence: Mapping[str, Any]) -> list[dict[str, object]]:
         {
             "Preprocessing": trial["name"],
             "Accuracy": texts.percent(trial["accuracy"]),
+            "n": trial.get("samples"),
             "95% interval": f"{texts.percent(trial['low'])} to {texts.percent(trial['high'])}",
             "Cross-entropy (nats)": f"{trial['cross_entropy']:.3f}",
             "Order of classes": "another" if trial["class_order"] else "as in the data",
         }
         for trial in evidence["trials"]
     ]
+
+
+def evidence_note(evidence: Mapping[str, Any]) -> str:
+    """Which images the trials are about."""
+    which = f"Tried on the {evidence['split']} split of {evidence['title']}"
+    if len({trial.get("samples") for trial in evidence["trials"]}) > 1:
+        return f"{which}: all choices on some of the images, those that may be the best on all (n)."
+    return f"{which}."
 
 
 def numbers(values: Sequence[float]) -> str:

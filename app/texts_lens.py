@@ -95,14 +95,15 @@ def honesty(view: View) -> str:
     lens = view.lens
     count = len(lens.layers)
     last = _claim(lens, count - 1, "the last layer's probe")
+    # Of an upload nobody knows whether it was among them.
+    unseen = "" if view.seen.label is None else " and never to this one"
     own = _claim(lens, len(lens.readers) - 1, "the network's own classifier")
     claims = "; ".join(part for part in (last, own) if part)
     return (
         f"{texts.plain(view.entry.name)}: each probe is a logistic regression (penalty "
-        f"{lens.penalty:g}) fitted to {len(lens.train_labels):,} training images and never to this "
-        "one. Probabilities are "
-        "softmax at temperature 1, not calibrated, and tend to be overconfident: on "
-        f"{len(lens.test_labels):,} test images {claims or 'nothing could be checked'}."
+        f"{lens.penalty:g}) fitted to {len(lens.train_labels):,} training images{unseen}. "
+        "Probabilities are softmax at temperature 1, not calibrated, and tend to be overconfident: "
+        f"on {len(lens.test_labels):,} test images {claims or 'nothing could be checked'}."
     )
 
 

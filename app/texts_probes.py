@@ -14,6 +14,7 @@ import numpy.typing as npt
 from analysis.figures_probes import SIGNIFICANT
 from analysis.paired import PairedResult
 from analysis.probes import ProbeResult
+from analysis.study import StudyCheckpoint
 from app.texts import percent, plain
 
 CLASSIFIER = "own classifier"
@@ -155,6 +156,33 @@ def paired_sentence(
             parts.append(f"**{plain(label)}** reads more at {listed(names)}")
     rest = "no difference is no proof of equality" if not clear.all() else ""
     return "; ".join(part for part in (head, *parts, rest) if part) + "."
+
+
+def unlike_sentence(
+    first: StudyCheckpoint, second: StudyCheckpoint, probes: tuple[ProbeResult, ProbeResult]
+) -> str:
+    """What sets two networks apart beside their rules; empty where that is nothing; plain."""
+    parts = [
+        f"{what} ({a} and {b})"
+        for what, a, b in (
+            ("architecture", first.architecture, second.architecture),
+            ("training data", first.dataset, second.dataset),
+        )
+        if a != b
+    ]
+    if not parts:
+        return ""
+    counts = tuple(len(probe.layers) for probe in probes)
+    depth = ""
+    if counts[0] != counts[1]:
+        depth = (
+            f" Of their {counts[0]} and {counts[1]} layers, those at the same relative depth are "
+            "tested against each other."
+        )
+    return (
+        f"These networks differ in {' and in '.join(parts)}: the differences are not of the rules "
+        f"alone.{depth}"
+    )
 
 
 def runs(places: Sequence[int]) -> list[list[int]]:

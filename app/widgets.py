@@ -12,7 +12,7 @@ from streamlit.delta_generator import DeltaGenerator
 from analysis.figures import CONFIG, checkpoint_label
 from analysis.study import Study, study_record
 from app import data_doors, links, redo, texts
-from app.sources import checkpoints, datasets, folders, studies
+from app.sources import checkpoints, datasets, folders, studies, training_data
 from app.sources.checkpoints import CheckpointFile
 from app.sources.studies import Request
 
@@ -22,6 +22,7 @@ NARROWEST_BOX = 260  # pixels, which show a checkpoint's name
 PICTURE = "picture_form"
 PICTURES = ("png", "svg")
 SETTINGS = ("samples", "seed", "batch_size", "split", "balanced")
+MOST_SAMPLES = 1_000_000
 DEFAULT_SETTINGS = (1000, 0, 125, "test", False)  # as on the command line
 SPLIT_NAMES = ("test", "validation", "train")
 
@@ -226,8 +227,17 @@ def pick_data(sha256s: Sequence[str], measure: str) -> str:
         persist_state="session",
     )
     dataset = _pick_folder() if chosen == FOLDER else str(chosen)
+    mismatch = training_data.mismatch(_entries(sha256s), dataset)
+    if mismatch:
+        st.caption(f":material/warning: {texts.plain(mismatch)}")
     data_doors.more_data()
     return dataset
+
+
+def _entries(sha256s: Sequence[str]) -> list[CheckpointFile]:
+    """The checkpoints on this machine of these checksums, in their order."""
+    by_sha256 = {entry.sha256: entry for entry in checkpoints.checkpoint_files()[0]}
+    return [by_sha256[sha256] for sha256 in sha256s if sha256 in by_sha256]
 
 
 def _dataset_titles(sha256s: Sequence[str], measure: str) -> dict[str, str]:
@@ -250,6 +260,7 @@ def _request_of(study: Study, measure: str) -> Request:
 
 def _parse_data(text: str, titles: dict[str, str]) -> str | None:
     """Data named in an address; a folder goes into the field for folders."""
+    text = datasets.read_written(text)
     if text not in titles and text.startswith(datasets.FOLDER_PREFIX):
         st.session_state["folder_path"] = text.removeprefix(datasets.FOLDER_PREFIX)
         return FOLDER
@@ -288,26 +299,28 @@ def pick_question(
     """
     _restore_settings(sha256s, measure, dataset)
     splits = [name for name in datasets.splits_of(dataset) if (measure, name) != ("probe", "train")]
-    if st.session_state["split"] not in splits:
-        st.session_state["split"] = splits[0]
-    with st.expander(_summary(measure), key=f"settings-{measure}", type="compact"):
+    # Set anew on every run: a control that another page drew with other splits answers None else.
+    split = st.session_state["split"]
+    st.session_state["split"] = split if split in splits else splits[0]
+    most = datasets.split_size(dataset, st.session_state["split"]) or MOST_SAMPLES
+    with st.expander(_summary(measure, most), key=f"settings-{measure}", type="compact"):
         samples, seed, batch_size = _pick_numbers(measure)
-        split = st.segmented_control(
-            "Split", splits, key="split", required=True, persist_state="session"
-        )
+        st.segmented_control("Split", splits, key="split", required=True, persist_state="session")
         balanced = st.toggle(
             "As many images of each class", key="balanced", persist_state="session"
         )
+    if samples > most:  # the choice stays: another split may hold as many
+        st.caption(f"There are {most:,} {st.session_state['split']} images; all of them are taken.")
     given = {**(options or {}), "balanced": bool(balanced)}
     changed = {name: value for name, value in given.items() if value != studies.DEFAULTS[name]}
     return Request(
         measure,
         tuple(dict.fromkeys(sha256s)),
         dataset,
-        samples,
+        min(samples, most),
         seed,
         batch_size,
-        split=str(split),
+        split=str(st.session_state["split"] or splits[0]),
         ceiling=ceiling,
         floor=floor,
         options=tuple(sorted(changed.items())),
@@ -325,10 +338,10 @@ def _restore_settings(sha256s: Sequence[str], measure: str, dataset: str) -> Non
         links.restore(name, value, parsers.get(name, links.whole_number))
 
 
-def _summary(measure: str) -> str:
-    """The choice of images in one line."""
+def _summary(measure: str, most: int) -> str:
+    """The choice of images in one line; there are no more than `most`."""
     samples, seed, batch_size, split, balanced = (st.session_state[name] for name in SETTINGS)
-    words = [f"{samples:,} {split} images", f"seed {seed}"]
+    words = [f"{min(int(samples or 0), most):,} {split} images", f"seed {seed}"]
     words += ["as many of each class"] * bool(balanced)
     words += [f"batches of {batch_size}"] * (measure == "cka")
     return ", ".join(words)
@@ -337,7 +350,7 @@ def _summary(measure: str) -> str:
 def _pick_numbers(measure: str) -> tuple[int, int, int]:
     """Images, seed and, of CKA, batch size."""
     return (
-        _number("Images", "samples", 8, 1_000_000),
+        _number("Images", "samples", 8, MOST_SAMPLES),
         _number("Seed", "seed", 0, 999_999_999),
         _number("Batch size", "batch_size", 4, 4096)
         if measure == "cka"
@@ -363,7 +376,9 @@ def _defaults(
         if dataset in (None, question.dataset):
             numbers = (question.samples, question.seed, question.batch_size)
             return question.dataset, *numbers, question.split, False
-    return dataset or "digits", *DEFAULT_SETTINGS
+    if dataset is None:
+        dataset = training_data.home(_entries(sha256s)) or "digits"
+    return dataset, *DEFAULT_SETTINGS
 
 
 def _usual_studies(sha256s: Sequence[str], measure: str) -> list[Study]:
@@ -373,6 +388,12 @@ def _usual_studies(sha256s: Sequence[str], measure: str) -> list[Study]:
         for study in studies.studies_of(sha256s, measure)
         if studies.has_usual_options(study, measure) and study.provenance.stopped is None
     ]
+
+
+def forget_data() -> None:
+    """Let go of the choice of images, so that a page gives it the values for its checkpoints."""
+    for name in ("data", *SETTINGS):
+        st.session_state.pop(name, None)
 
 
 def adopt_settings(sha256s: Sequence[str], measure: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from analysis.commands.options import (
     add_feature_options,
     add_geometry_options,
     add_image_options,
+    add_name_option,
     add_probe_options,
     add_reference_options,
     add_similarity_options,
@@ -106,6 +108,7 @@ def add_study_options(study: argparse.ArgumentParser, measures: tuple[str, ...])
     )
     for add in (
         add_image_options,
+        add_name_option,
         add_cka_options,
         add_reference_options,
         add_feature_options,
@@ -124,6 +127,7 @@ def _add_options(
 ) -> None:
     for add, parsers in (
         (add_image_options, (cka, similarity, probe, geometry)),
+        (add_name_option, (cka, similarity, probe, geometry)),
         (add_cka_options, (cka,)),
         (add_feature_options, (similarity, probe, geometry)),
         (add_similarity_options, (similarity,)),
@@ -305,6 +309,21 @@ def _other_images(options: argparse.Namespace) -> ImageSample:
         return sample_images(options.dataset, options.split, **given)
 
 
+def _named(
+    models: Sequence[Model], references: dict[str, Any], names: Sequence[str]
+) -> list[Model]:
+    """Models by the names that were given, the ceiling after the others."""
+    most = len(models) + ("ceiling" in references)
+    if names and len(names) not in (len(models), most):
+        raise InputError(
+            f"--name was given {len(names)} times for {most} checkpoints; give one for each."
+        )
+    if len(names) > len(models):
+        references["ceiling"] = replace(references["ceiling"], name=names[-1])
+    named = [replace(model, name=name) for model, name in zip(models, names, strict=False)]
+    return named or list(models)
+
+
 def _run(options: argparse.Namespace, measures: Sequence[str], **given: Any) -> Study | None:
     """Open the checkpoints and run a study of them under a progress bar.
 
@@ -323,6 +342,7 @@ def _run(options: argparse.Namespace, measures: Sequence[str], **given: Any) -> 
         references["ceiling"] = open_settled(options.ceiling, options)
     if getattr(options, "floor", None) is not None:
         references["floor"] = untrained(models[0], options.floor)
+    models = _named(models, references, getattr(options, "names", None) or [])
     try:
         with progress_bar(shown=answers_here()) as show:
             study = run_study(

@@ -115,6 +115,18 @@ def add_cka_options(parser: argparse.ArgumentParser) -> None:
     add("--grams", type=Path, metavar="FOLDER", help="keep Gram matrices here between runs")
 
 
+def add_name_option(parser: argparse.ArgumentParser) -> None:
+    """What to call the checkpoints."""
+    parser.add_argument(
+        "--name",
+        action="append",
+        dest="names",
+        metavar="TEXT",
+        help="of a checkpoint, once for each in their order, then for the ceiling (default: their "
+        "files' names)",
+    )
+
+
 def add_reference_options(parser: argparse.ArgumentParser) -> None:
     """What the networks are held against."""
     parser.add_argument(

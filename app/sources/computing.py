@@ -38,6 +38,7 @@ def start(request: studies.Request, entries: Sequence[CheckpointFile], title: st
         jobs.BusyError, OSError: as `jobs.Registry.start`.
     """
     work = _work(request, entries)
+    studies.note_request(request)
     result, stopped = studies.result_path(request), studies.stopped_path(request)
     return registry().start(request.key, title, work, result, stopped)
 
@@ -74,7 +75,7 @@ def _work(request: studies.Request, entries: Sequence[CheckpointFile]) -> jobs.W
             image_size=models[0].metadata.input_size[1]
             if request.dataset.startswith(datasets.FOLDER_PREFIX)
             else None,
-            dataset_title=datasets.uploaded_images().get(request.dataset),
+            dataset_title=datasets.title_of(request.dataset),
             out=f"{request.measure}.study.json",
             progress=lambda step: report(step.stage, step.done, step.total),
             partial=report.publish,

@@ -8,13 +8,14 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import streamlit as st
 
 from app.sources import folders
 
 FOLDER_PREFIX = "imagefolder:"
+UPLOADED_PREFIX = "images:"  # in addresses, before the checksum of an uploaded zip
 DATA = Path("data")  # where downloaded sets lie, as on the command line
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -36,15 +37,81 @@ DOWNLOADABLE = {
     "stl10": Downloadable("STL-10", "2.6 GB", "stl10_binary"),
 }
 SPLITS = {"digits": ("test", "validation", "train")}
+# Folders that the project's own checkpoints were trained on.
+FOLDERS = {"cifar10-jpeg": "CIFAR-10 (JPEG)"}
+# Images by split of the sets by name; reading them to count takes seconds.
+SIZES = {
+    "digits": {"test": 1000, "validation": 100, "train": 697},
+    "cifar10": {"test": 10_000, "train": 50_000},
+    "cifar100": {"test": 10_000, "train": 50_000},
+    "svhn": {"test": 26_032, "train": 73_257},
+    "stl10": {"test": 8_000, "train": 5_000},
+}
 
 
 def datasets_on_disk() -> dict[str, str]:
     """Titles by name of the data sets that can be used now."""
+    return named_data() | uploaded_images()
+
+
+def named_data() -> dict[str, str]:
+    """Titles by name of those that have a name of their own: no images of the user's."""
     found = {"digits": "scikit-learn digits"}
     for name, entry in DOWNLOADABLE.items():
         if (DATA / entry.marker).exists():
             found[name] = entry.title
-    return found | uploaded_images()
+    for name, title in FOLDERS.items():
+        if (DATA / name).is_dir():
+            found[f"{FOLDER_PREFIX}{DATA / name}"] = title
+    return found
+
+
+def written(dataset: str) -> str:
+    """Data as they stand in an address: uploaded images without the folder they are kept in."""
+    if dataset in uploaded_images():
+        return f"{UPLOADED_PREFIX}{folder_of(dataset).name}"
+    return dataset
+
+
+def read_written(text: str) -> str:
+    """What `written` gave, as this machine calls it."""
+    if not text.startswith(UPLOADED_PREFIX):
+        return text
+    return f"{FOLDER_PREFIX}{images_folder() / PurePath(text.removeprefix(UPLOADED_PREFIX)).name}"
+
+
+def title_of(dataset: str) -> str | None:
+    """What to call a folder's images; None for a set that has its own title."""
+    if not dataset.startswith(FOLDER_PREFIX):
+        return None
+    return datasets_on_disk().get(dataset) or folder_of(dataset).resolve().name or None
+
+
+def split_size(dataset: str, split: str) -> int | None:
+    """How many images a split holds; None where that is not known."""
+    if not dataset.startswith(FOLDER_PREFIX):
+        return SIZES.get(dataset, {}).get(split)
+    if is_missing_folder(dataset):
+        return None
+    return _count_images(dataset, split, folder_prefix(dataset))
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _count_images(dataset: str, split: str, prefix: str) -> int | None:
+    """Count the files of a split; cached until the folder changes."""
+    root = folder_of(dataset)
+    names = {"test": ("test", "val")}.get(split, (split,))
+    # A folder without splits is all test split; of test/ and val/ the first one there is read.
+    splits = [root / name for name in names if (root / name).is_dir()]
+    inside = splits[0] if (root / "train").is_dir() and splits else root
+    found = [folder for folder in _image_folders(root) if folder.is_relative_to(inside)]
+    return sum(_num_images(folder) for folder in found) or None
+
+
+def _num_images(folder: Path) -> int:
+    """How many images lie right in a folder."""
+    with os.scandir(folder) as entries:
+        return sum(entry.name.lower().endswith(IMAGE_SUFFIXES) for entry in entries)
 
 
 def images_folder() -> Path:

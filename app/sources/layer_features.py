@@ -11,7 +11,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,7 +111,7 @@ def read(question: Question, entry: CheckpointFile, report: Report) -> LayerPoin
     from analysis.models import open_model
     from analysis.reading import Share, Watch, read_features
 
-    model = open_model(entry.path, "auto")
+    model = replace(open_model(entry.path, "auto"), name=entry.name)
     is_folder = question.dataset.startswith(datasets.FOLDER_PREFIX)
     size = model.metadata.input_size[1] if is_folder else None
     shown = images.draw(
@@ -127,7 +127,7 @@ def read(question: Question, entry: CheckpointFile, report: Report) -> LayerPoin
     starts = range(0, question.samples, BATCH)
     slices = [slice(start, start + BATCH) for start in starts]
     reading = read_features(
-        {entry.name: model}, shown.sample, slices, question.pooling, watch, Share()
+        {entry.name: model}, {entry.name: shown.sample}, slices, question.pooling, watch, Share()
     )
     features = {layer: values for (_, layer), values in reading.all_features().items()}
     report("Finding principal components", 0, 0)

@@ -308,7 +308,7 @@ def keep_image(name: str, content: bytes) -> str:
     """
     if len(content) > MOST_UPLOADED_BYTES:
         raise InputError(
-            f"The image is larger than {MOST_UPLOADED_BYTES // 2**20} MB; upload a smaller one."
+            f"{name} is larger than {MOST_UPLOADED_BYTES // 2**20} MB; upload a smaller image."
         )
     sha256 = hashlib.sha256(content).hexdigest()
     folder = _image_folder()
@@ -317,7 +317,7 @@ def keep_image(name: str, content: bytes) -> str:
         return sha256
     if len(list(folder.glob("*.png"))) >= MOST_UPLOADS:
         raise InputError(f"There are already {MOST_UPLOADS} uploaded images; delete one first.")
-    image = _decoded(content)
+    image = _decoded(name, content)
     stream = io.BytesIO()
     image.save(stream, format="PNG")
     with writing(folder):
@@ -327,7 +327,7 @@ def keep_image(name: str, content: bytes) -> str:
     return sha256
 
 
-def _decoded(content: bytes) -> Image.Image:
+def _decoded(name: str, content: bytes) -> Image.Image:
     """Pixels of an image file, upright and in RGB.
 
     Raises:
@@ -337,13 +337,14 @@ def _decoded(content: bytes) -> Image.Image:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Our own limit is lower than that of these, and they keep the size from being read.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=FORMATS) as probe:
                 width, height = probe.size
                 if width * height > MOST_PIXELS:
                     raise InputError(
-                        f"The image has {width * height / 1e6:,.0f} million pixels, and "
-                        f"{MOST_PIXELS / 1e6:,.0f} million are allowed; make it smaller."
+                        f"{name} has {width * height / 1e6:,.0f} million pixels, and at most "
+                        f"{MOST_PIXELS / 1e6:,.0f} million are read; make it smaller."
                     )
                 probe.verify()
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -354,9 +355,14 @@ def _decoded(content: bytes) -> Image.Image:
                 return upright
     except InputError:
         raise
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{name} has too many pixels: at most {MOST_PIXELS / 1e6:,.0f} million are read; make "
+            "it smaller."
+        ) from error
     except Exception as error:  # decoders meet damage with errors of a dozen kinds
         raise InputError(
-            f"This is no image that can be read, or a damaged one; upload one of "
+            f"{name} is no image that can be read, or a damaged one; upload one of "
             f"{', '.join(FORMATS)}."
         ) from error
 

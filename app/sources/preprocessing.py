@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from app.sources import datasets, library
@@ -22,12 +23,16 @@ def find(entry: CheckpointFile, dataset: str) -> None:
     from analysis.models import open_model
     from analysis.preprocessing import DEFAULT_SAMPLES, evidence_record, try_preprocessing
 
-    model = open_model(entry.path, "auto")
+    model = replace(open_model(entry.path, "auto"), name=entry.name)
     size = model.metadata.input_size[1] if dataset.startswith(datasets.FOLDER_PREFIX) else None
-    draw = partial(sample_images, dataset, default_samples=DEFAULT_SAMPLES, image_size=size)
+    title = datasets.title_of(dataset)
+    draw = partial(
+        sample_images, dataset, default_samples=DEFAULT_SAMPLES, image_size=size, title=title
+    )
     try:
         sample = draw("train")
     except ValueError:
         sample = draw("test")
-    evidence = evidence_record(try_preprocessing(model, sample))
-    library.write_note(entry.path, evidence=evidence)
+    found = evidence_record(try_preprocessing(model, sample))
+    place = {"dataset": dataset, "title": sample.title, "split": sample.split}
+    library.write_note(entry.path, evidence={**found, **place})

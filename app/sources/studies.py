@@ -20,7 +20,7 @@ from analysis.request import StudyRequest
 from analysis.similarity import MEASURES, SimilarityResult
 from analysis.study import Study, StudyCheckpoint, load_study
 from app.sources import datasets, folders
-from auglocal.errors import writing
+from auglocal.errors import WorkError, writing
 from auglocal.files import write_whole
 
 if TYPE_CHECKING:
@@ -207,6 +207,67 @@ def find_stopped(request: Request) -> Study | None:
     with contextlib.suppress(ValueError, OSError):
         return _read_study(*folders.stamp(stopped_path(request)))
     return None
+
+
+def note_path(path: Path) -> Path:
+    """The file beside a study of this machine that says what was asked, folders by their paths."""
+    return path.with_name(f"{path.name.split('.')[0]}.request.json")
+
+
+def note_request(request: Request) -> None:
+    """Keep what is asked, so that its answer can be opened again from the list of studies."""
+    path = note_path(result_path(request))
+    with contextlib.suppress(OSError, WorkError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(asdict(request)).encode())
+
+
+def asked(file: StudyFile) -> Request:
+    """What a study of this machine was computed for; of one from elsewhere, what it says."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        record = json.loads(note_path(file.path).read_text(encoding="utf-8"))
+        options = tuple(
+            (str(name), tuple(value) if isinstance(value, list) else value)
+            for name, value in record.pop("options")
+        )
+        sha256s = tuple(map(str, record.pop("sha256s")))
+        return Request(**record, sha256s=sha256s, options=options)
+    question = file.study.question
+    by_role = {entry.role: entry for entry in question.checkpoints if entry.role}
+    given = {name: getattr(question, name, default) for name, default in DEFAULTS.items()}
+    given["groups"] = next((pair.result.groups for pair in file.study.similarity), 0)
+    known = {"balanced", "groups", *(name for names in OPTIONS_OF.values() for name in names)}
+    changed = {
+        name: given[name]
+        for name in known
+        if given[name] is not None and given[name] != DEFAULTS[name]
+    }
+    ceiling, floor = by_role.get("ceiling"), by_role.get("floor")
+    return Request(
+        (file.study.measures or ("cka",))[0],
+        tuple(entry.sha256 for entry in question.checkpoints if not entry.role),
+        question.dataset,
+        question.samples,
+        question.seed,
+        question.batch_size,
+        split=question.split,
+        ceiling=ceiling.sha256 if ceiling else None,
+        floor=(floor.seed or 0) if floor else None,
+        options=tuple(sorted(changed.items())),
+    )
+
+
+def added() -> list[StudyFile]:
+    """Studies that were computed or opened on this machine, the latest first."""
+    found = [file for file in study_files() if not file.shipped]
+    return sorted(found, key=lambda file: file.study.provenance.date, reverse=True)
+
+
+def delete(file: StudyFile) -> None:
+    """Delete a study that was computed or opened here, and what was noted of it."""
+    if not file.shipped:
+        file.path.unlink(missing_ok=True)
+        note_path(file.path).unlink(missing_ok=True)
 
 
 def is_answer(file: StudyFile, request: Request) -> bool:

@@ -243,7 +243,7 @@ def start(name: str, values: Mapping[str, Any], *, download: bool = False) -> No
     path = runs_folder() / name
     if path.exists():
         raise InputError(
-            f"There is already a run called {name}; go on with it below, delete it, or take "
+            f"There is already a run called {name}; go on with it under Runs, delete it, or take "
             "another name."
         )
     arguments = [*option_arguments(values), f"--out={path.absolute()}"]
@@ -293,7 +293,9 @@ def _launch(path: Path, arguments: Sequence[str], values: Mapping[str, Any]) -> 
                 "arguments": [text for text in arguments if not text.startswith("--resume")]
                 or _read_json(path / LAUNCH).get("arguments", []),
                 "values": dict(values),
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                # A resumed run began when it was first started.
+                "started": _read_json(path / LAUNCH).get("started")
+                or datetime.now(UTC).isoformat(timespec="seconds"),
             }
             _write_json(path / LAUNCH, launch)
             with (path / OUTCOME).open("wb") as outcome, (path / LOG).open("wb") as log:
@@ -348,7 +350,7 @@ def _children() -> dict[int, subprocess.Popen[bytes]]:
 def runs() -> list[Run]:
     """All runs in the library, the latest first."""
     found = (_read_run(path.parent) for path in runs_folder().glob(f"*/{LAUNCH}"))
-    return sorted(found, key=lambda run: run.started, reverse=True)
+    return sorted(found, key=lambda run: (run.is_alive, run.started), reverse=True)
 
 
 def find(name: str) -> Run | None:
@@ -422,6 +424,8 @@ def partner(
 ) -> CheckpointFile | None:
     """The checkpoint to compare a run with: of the same data and architecture and another rule.
 
+    Of several such the one of the same seed.
+
     Args:
         mine: the run.
         sha256: of its checkpoint.
@@ -430,9 +434,10 @@ def partner(
     rule, architecture = (mine.values.get(name) for name in ("rule", "architecture"))
     dataset = next((about.dataset for entry, about in entries if entry.sha256 == sha256), None)
 
-    def fit(about: Any) -> int:
+    def fit(about: Any) -> tuple[int, bool]:
         alike = (about.architecture == architecture, about.rule != rule)
-        return int(sum(alike) + 2 * (dataset in (None, about.dataset)))
+        same_seed = about.seed == mine.values.get("seed") and "opened_from" not in about.config
+        return int(sum(alike) + 2 * (dataset in (None, about.dataset))), same_seed
 
     others = [(entry, about) for entry, about in entries if entry.sha256 != sha256]
     return max(others, key=lambda pair: fit(pair[1]))[0] if others else None

@@ -264,7 +264,7 @@ def clicked(plan: dict[str, Any]) -> None:
             st.session_state["aux_layer"] = plan["layers"][index]["name"]
 
 
-@st.fragment
+@links.fragment
 def draw_networks(answer: PlanAnswer, setting: Setting) -> None:
     """The chosen layer's network over the backbone, the map of all copies, and the costs."""
     plan = answer.plan

@@ -236,6 +236,8 @@ def draw_evidence(entry: CheckpointFile) -> None:
     if not evidence:
         return
     (st.success if evidence["tells"] else st.warning)(texts.plain(evidence["sentence"]))
+    if evidence.get("split"):
+        st.caption(texts.plain(texts_checkpoints.evidence_note(evidence)))
     st.dataframe(texts_checkpoints.trial_rows(evidence), hide_index=True)
     if evidence["tells"]:
         st.button("Use the best", key="use-evidence", on_click=use_evidence, args=(entry,))
@@ -330,8 +332,10 @@ def draw_uses(entry: CheckpointFile) -> None:
     """Where to go with a checkpoint; an uploaded one can be renamed, labelled, and deleted."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         if st.button("Use as A", type="primary"):
+            widgets.forget_data()
             links.go("views/similarity.py", a=entry.sha256)
         if st.button("Use as B"):
+            widgets.forget_data()
             links.go("views/similarity.py", b=entry.sha256)
         if entry.uploaded:
             with st.popover("Rename or label"):
@@ -382,8 +386,10 @@ def draw_upload() -> None:
         key=f"upload-{number}",
         accept_multiple_files=True,
         max_upload_size=library.MOST_UPLOADED_BYTES // 2**20,
-        help="Read in a process of its own, without running anything in it; a clean copy stays on "
-        "this machine, and nothing leaves it.",
+        help="Each at most "
+        f"{library.MOST_UPLOADED_BYTES // 2**20} MB: save the weights alone, without the "
+        "optimizer's state. Read in a process of its own, without running anything in it; a clean "
+        "copy stays on this machine, and nothing leaves it.",
     )
     if files:
         receive(files, (state or "").strip() or None)
@@ -417,7 +423,9 @@ def receive(files: Sequence[Any], state: str | None) -> None:
 def received(file_name: str, sha256: str, was_there: bool) -> str:
     """What to say of a file that was opened."""
     if was_there:
-        return f"{file_name} was here already."
+        entries = checkpoints.checkpoint_files()[0]
+        name = next((entry.name for entry in entries if entry.sha256 == sha256), sha256[:12])
+        return f"{file_name} was here already, as {name}."
     note = library.read_note(library.checkpoints_folder() / f"{sha256}.safetensors")
     report, name = note.get("report", {}), str(note.get("name", sha256[:12]))
     if not report:

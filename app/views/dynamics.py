@@ -110,7 +110,11 @@ def pick_data(chosen: Sequence[Run]) -> str:
         **{name: str(run.config.get("dataset_title") or name) for run in chosen for name in own},
         **datasets.datasets_on_disk(),
     }
-    links.restore("dynamics_data", options[0], lambda text: text if text in options else None)
+    links.restore(
+        "dynamics_data",
+        options[0],
+        lambda text: next((name for name in options if datasets.written(name) == text), None),
+    )
     if st.session_state["dynamics_data"] not in options:
         st.session_state["dynamics_data"] = options[0]
     return str(
@@ -505,7 +509,10 @@ def page() -> None:
     with right:
         samples, seed, train = pick_settings(chosen)
     links.remember(
-        dynamics_data=dataset, dynamics_samples=samples, dynamics_seed=seed, dynamics_train=train
+        dynamics_data=datasets.written(dataset),
+        dynamics_samples=samples,
+        dynamics_seed=seed,
+        dynamics_train=train,
     )
     sha256s = tuple(
         dict.fromkeys(sha256 for run in chosen if len(run.sha256s) > 1 for sha256 in run.sha256s)

@@ -57,8 +57,8 @@ def draw_measures(found: Sequence[GeometryAnswer]) -> None:
     st.caption(
         f"Bands: 95%, from leaving out one of {groups} groups of images at a time "
         "(Wilson's for shares of images, chi-squared for TwoNN). They cover the choice of this "
-        "many images, not of training runs: each network was trained once. Point at a gap to read "
-        "why there is no value."
+        "many images, not of training runs: another seed may differ by more. Point at a gap to "
+        "read why there is no value."
     )
 
 
@@ -236,7 +236,7 @@ def _set(flag: str, value: object) -> None:
     st.session_state[flag] = value
 
 
-@st.fragment
+@links.fragment
 def draw_layer(points: LayerPoints, entry: CheckpointFile, how: tuple[str, int, float]) -> None:
     """One layer's points on the left, the images that are picked on the right."""
     layer = _pick_layer(points)

@@ -29,6 +29,8 @@ PAGE = 12  # images of a gallery that are shown at once
 MOST_ROWS = 12  # classes of a strip
 MOST_LAYERS = 5  # rows of neighbours, if not all are asked for
 MOST_HARD = 240
+REFUSED = "image_was_refused"
+SELECTION = "A selection, not a sample: test images by how much the layers disagree, most first."
 MISSING_IMAGE = "This link refers to an image not on this machine."
 METRICS = {"cosine": "Cosine", "euclidean": "Euclidean"}
 
@@ -131,9 +133,12 @@ def pick_image(
             pick_upload(entries[0])
         else:
             items = of_class(lenses[0]) if way == CLASS else hard
+            if way == HARD:
+                st.caption(SELECTION)
             pick_from(items, lambda part: shown_of_data(requests[0], size, lenses[0], part))
     with left:
-        draw_image(st.session_state["image"], requests, entries, lenses[0].classes)
+        if not st.session_state.get(REFUSED):
+            draw_image(st.session_state["image"], requests, entries, lenses[0].classes)
     chosen: int | str = st.session_state["image"]
     links.remember(lens_way=way, image=chosen if isinstance(chosen, int) else links.short(chosen))
     if st.session_state.get("image_is_missing"):
@@ -288,6 +293,7 @@ def pick_upload(entry: CheckpointFile) -> None:
     accepted, message = st.session_state.pop("image_message", (True, ""))
     if message:
         (st.success if accepted else st.error)(texts.plain(message))
+        st.session_state[REFUSED] = not accepted
     kept = lens.kept_images()
     if not kept:
         return
@@ -385,7 +391,7 @@ def pick_cell(views: Sequence[View]) -> tuple[str, str]:
     likeliest = 0 if math.isnan(own[0]) else int(own.argmax())
     default = first.lens.classes[likeliest if label is None else label]
     if st.session_state.get("class_of") != st.session_state["image"]:
-        if "class_of" in st.session_state:
+        if "class" in st.session_state:
             st.session_state["class"] = default
         st.session_state["class_of"] = st.session_state["image"]
     layers = list(dict.fromkeys(name for view in views for name in view.lens.layer_names))
@@ -452,8 +458,10 @@ def draw_strips(views: Sequence[View], layer: str, chosen: str) -> None:
             help="Otherwise those that some layer finds likely.",
         )
     st.caption(
-        "A dot marks the class that a column names, the frame the true class. The last column, "
-        "head, is the network's own classifier. Click a cell, or pick a layer and a class below."
+        "A dot marks the class that a column names"
+        + (", the frame the true class" if label is not None else "")
+        + ". The last column, head, is the network's own classifier. Click a cell, or pick a "
+        "layer and a class below."
     )
 
 
@@ -673,6 +681,9 @@ def draw(
 ) -> None:
     """All that is seen through one lens or two."""
     image = pick_image(requests, entries, lenses)
+    if st.session_state.pop(REFUSED, False):
+        st.caption("Choose another image to go on.")
+        return
     views = []
     for request, entry, found in zip(requests, entries, lenses, strict=True):
         seen = see(image, request, entry)
@@ -708,7 +719,7 @@ def page() -> None:
     links.remember(
         a=links.short(chosen[0].sha256),
         b=links.short(chosen[-1].sha256) if st.session_state["b"] else NOBODY,
-        data=dataset,
+        data=datasets.written(dataset),
         samples=samples,
         seed=seed,
         lens_train=train,

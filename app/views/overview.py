@@ -6,11 +6,12 @@ from typing import Literal
 
 import streamlit as st
 
+from analysis.dynamics import trajectories
 from analysis.rule_styles import network_titles
 from analysis.study import Study
 from analysis.thumbnails import study_thumbnail
-from app import jobs, links, texts, texts_overview, widgets
-from app.sources import studies
+from app import jobs, links, several, texts, texts_overview, widgets
+from app.sources import checkpoints, studies
 from auglocal.errors import WorkError
 
 MOST_MEGABYTES = 256
@@ -78,6 +79,46 @@ def draw_ways_on(study: Study) -> None:
                 links.go(page, **chosen, models=sha256s, **settings)
 
 
+def draw_added() -> None:
+    """The studies that were computed or opened here: a line each, to open and to delete."""
+    found = {file.path.name: file for file in studies.added()}
+    if not found:
+        return
+    st.subheader("Computed on this machine", anchor=False)
+    st.dataframe(texts.study_rows(list(found.values())), hide_index=True, key="added-studies")
+    if st.session_state.get("added_study") not in found:
+        st.session_state["added_study"] = next(iter(found))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = st.selectbox(
+            "Study",
+            list(found),
+            key="added_study",
+            format_func=lambda name: texts.study_line(found[name].study),
+            width=480,
+        )
+        if st.button("Open"):
+            open_study(found[chosen])
+        with st.popover("Delete"):
+            st.markdown("The file with its results goes away; checkpoints and images stay.")
+            st.button("Delete it", on_click=studies.delete, args=(found[chosen],), type="primary")
+
+
+def open_study(file: studies.StudyFile) -> None:
+    """Turn to the page that shows a study, with what it was computed for chosen."""
+    request = studies.asked(file)
+    here = {entry.sha256 for entry in checkpoints.checkpoint_files()[0]}
+    if trajectories(file.study):
+        links.go("views/dynamics.py")
+    missing = [
+        e.name for e in file.study.question.checkpoints if not e.role if e.sha256 not in here
+    ]
+    if missing:
+        st.warning(f"{texts.plain(', '.join(missing))} is not on this machine; upload it first.")
+        return
+    page, _ = WAYS_ON.get(request.measure, WAYS_ON["cka"])
+    links.go(page, **several.choices_of(request))
+
+
 def receive() -> None:
     """Check an uploaded study and keep it, or keep the sentence that says why not."""
     file = st.session_state["study-upload"]
@@ -89,7 +130,8 @@ def receive() -> None:
         st.session_state["study_message"] = (False, jobs.sentence(error))
         return
     where = "Its card is above." if studies.has_card(study) else "The other pages find it."
-    st.session_state["study_message"] = (True, f"Kept: {study.title}. {where}")
+    name = study.title or texts.study_heading(study)
+    st.session_state["study_message"] = (True, f"Kept: {name}. {where}")
 
 
 def draw_upload() -> None:
@@ -103,9 +145,10 @@ def draw_upload() -> None:
             max_upload_size=MOST_MEGABYTES,
             help="With CKA of two networks or more, or probes; a copy stays on this machine.",
         )
-        accepted, message = st.session_state.pop("study_message", (True, ""))
-        if message:
-            (st.success if accepted else st.error)(texts.plain(message))
+    # Outside, as the door closes itself.
+    accepted, message = st.session_state.pop("study_message", (True, ""))
+    if message:
+        (st.success if accepted else st.error)(texts.plain(message))
 
 
 st.title("Layer by layer", anchor=False)
@@ -128,4 +171,5 @@ else:
         "A study of checkpoints in the folder `checkpoints/` appears here. Upload checkpoints on "
         "the page Checkpoints, or train a pair with `python -m auglocal train`.",
     )
+draw_added()
 draw_upload()

@@ -65,10 +65,12 @@ def draw_curves(found: Sequence[ProbeAnswer]) -> None:
     rules = {answer.entry.name: answer.entry.rule for answer in found}
     figure = _curves(kind, probes, rules, title)
     widgets.chart(figure, "probe-chart", f"{KINDS[kind]} by depth")
+    has_own = any(probe.classifier_accuracy is not None for probe in probes)
+    is_drawn = has_own and kind.endswith("accuracy")
     st.caption(
         f"{MEANINGS[kind]} Fitted on {probes[0].train_samples:,} training images"
-        + (". Dotted lines: each network's own classifier" if kind.endswith("accuracy") else "")
-        + f". {texts.IMAGES_NOTE}"
+        + (". Dotted lines: each network's own classifier" if is_drawn else "")
+        + f". {texts.IMAGES_NOTE} {texts.plain(texts.sizes_note(found[0].study))}"
     )
 
 
@@ -120,6 +122,10 @@ def draw_paired(found: Sequence[ProbeAnswer]) -> None:
     rules = {answer.entry.name: answer.entry.rule for answer in (first, second)}
     labels = (widgets.label(first.entry), widgets.label(second.entry))
     st.markdown(texts_probes.paired_sentence(paired, probes, labels))
+    entries = [studies.study_checkpoint(a.study, a.entry.sha256) for a in (first, second)]
+    unlike = texts_probes.unlike_sentence(entries[0], entries[1], probes)
+    if unlike:
+        st.caption(texts.plain(unlike))
     widgets.chart(
         figures_probes.paired_curve(
             paired, probes, rules, title=f"Difference of linear probes, n = {paired.samples:,}"
@@ -152,7 +158,7 @@ def _pick_pair(found: Sequence[ProbeAnswer]) -> tuple[ProbeAnswer, ProbeAnswer]:
 # --------------------------------------------------------------------------- classes and images
 
 
-@st.fragment
+@links.fragment
 def draw_classes(found: Sequence[ProbeAnswer], dataset: str) -> None:
     """The classes of one checkpoint by layer, one layer's confusions, and single images."""
     st.subheader("Which classes, and which images?", anchor=False)

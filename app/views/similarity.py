@@ -296,9 +296,10 @@ def pick_side(is_one: bool, measure: str, missing: Sequence[str]) -> str:
         return "A-A"
     possible = SIDE_NAMES if measure == "cka" else (*SIDES, *REFERENCES)
     offered = [side for side in possible if side not in missing]
-    if st.session_state["map"] not in offered:
-        st.session_state["map"] = "A-B"
-    chosen = st.segmented_control(
+    # Set anew on every run: a control whose choices changed answers None else.
+    kept = st.session_state["map"]
+    st.session_state["map"] = kept if kept in offered else "A-B"
+    st.segmented_control(
         "Map",
         offered,
         key="map",
@@ -309,7 +310,7 @@ def pick_side(is_one: bool, measure: str, missing: Sequence[str]) -> str:
     )
     if missing:
         st.caption(_missing_sentence(missing))
-    return str(chosen)
+    return str(st.session_state["map"] or "A-B")
 
 
 def _missing_sentence(missing: Sequence[str]) -> str:
@@ -351,7 +352,7 @@ def clicked(pair: LayerPair) -> None:
 # -------------------------------------------------------------------------------------------- draw
 
 
-@st.fragment
+@links.fragment
 def draw_pair(
     pair: LayerPair,
     minus: LayerPair | None,
@@ -426,8 +427,8 @@ def draw_cell(pair: LayerPair, minus: LayerPair | None, cell: tuple[int, int], s
 
 
 NUMBER_HELP = {
-    "Null level": "What 95% of shuffles of one network's images stay under; of other measures than "
-    "CKA, about what unrelated layers score."
+    "Null level": "What 95% of shuffles of one network's images stay under.",
+    "Chance level": "About what unrelated layers score.",
 }
 
 
@@ -554,6 +555,12 @@ def draw_curves(pair: LayerPair, references: Mapping[str, LayerPair]) -> None:
             "best-match-chart",
             "Similarity of each layer of A to the layer of B most like it",
         )
+    counts = len(pair.rows), len(pair.columns)
+    if counts[0] != counts[1]:
+        st.caption(
+            f"The networks have {counts[0]} and {counts[1]} layers: the same depth is the same "
+            "relative depth, and a layer may have the partner of its neighbour."
+        )
 
 
 def draw_all(found: Mapping[str, LayerPair], references: Mapping[str, LayerPair]) -> None:
@@ -621,13 +628,15 @@ def draw_part(study: Study, measure: str, chosen: Sequence[CheckpointFile], side
         widgets.chart(
             pairs.depth_curve(pair, {}, best=False), "part-curve", "Similarity at the same depth"
         )
+    is_stopped = str(study.provenance.stopped).startswith("stopped")
     by_batches = study.cka is not None and study.cka.estimator == "unbiased"
     st.caption(
         f"**Partial**, {texts.plain(str(study.provenance.stopped))}: {pair.result.samples:,} "
         + (
-            "images; values and intervals still change."
+            f"images{'' if is_stopped else '; values and intervals still change'}."
             if by_batches
-            else "images; layers to come are crossed out, and intervals come last."
+            else f"images; layers {'not read' if is_stopped else 'to come'} are crossed out, and "
+            "intervals come last."
         )
     )
 
@@ -662,7 +671,7 @@ def draw(
         minus = both[1] if both else None
         first, second = SIDES[base.get(side, "A-B")]
         draw_pair(shown, minus, references, (chosen[first], chosen[second]), request, side)
-    st.caption(texts.plain(pairs.caption(shown)))
+    st.caption(texts.plain(f"{pairs.caption(shown)} {texts.sizes_note(study)}"))
     draw_plane(study)
     tables: dict[str, Callable[[], str]] = {"Map": lambda: pairs.map_csv(shown)}
     tables["Curves"] = lambda: pairs.curve_csv(shown, references)

@@ -573,8 +573,10 @@ def page() -> None:
     found = training.runs()
     key = f"{PREFIX}view"
     views = [NEW, RUNS] if found else [NEW]
-    default = RUNS if any(run.is_alive for run in found) else NEW
-    links.restore(key, default, lambda text: text if text in views else None)
+    is_open = key in st.session_state or key in st.query_params
+    links.restore(key, NEW, lambda text: text if text in views else None)
+    if not is_open and any(run.is_alive for run in found):
+        st.session_state[key] = RUNS  # and stays in the address when the run has ended
     if st.session_state[key] not in views:
         st.session_state[key] = NEW
     if found:

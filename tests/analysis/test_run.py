@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from analysis.cka import cka
 from analysis.errors import Cancelled, InputError
@@ -404,3 +405,68 @@ def test_images_of_another_size_are_refused(tmp_path, make_checkpoint):
 def test_cka_alone_may_be_measured_on_training_images(models):
     study = run_study(models, **SMALL, split="train", measures=["cka"])
     assert study.question.split == "train"
+
+
+# ------------------------------------------------------------------------ images of a folder
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of 24 x 24 pictures, in two classes."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("cats", "dogs"):
+            folder = tmp_path / "photographs" / split / name
+            folder.mkdir(parents=True)
+            for index in range(12):
+                pixels = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return f"imagefolder:{tmp_path / 'photographs'}"
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "debiased"])
+def test_each_network_reads_a_folder_at_its_own_size(models, photographs, estimator):
+    small = replace(models[1].metadata, input_size=(3, 16, 16))
+    both = [models[0], replace(models[1], metadata=small)]
+    found = run_study(
+        both, dataset=photographs, image_size=32, measures=("cka", "probe"), batch_size=6,
+        estimator=estimator, train_samples=20,
+    )  # fmt: skip
+    sizes = [entry.preprocessing["input_size"] for entry in found.question.checkpoints]
+    assert sizes == [[3, 32, 32], [3, 16, 16]]
+    features = [
+        read_features(model, sample_images(photographs, image_size=size).images)
+        for model, size in zip(both, (32, 16), strict=True)
+    ]
+    options = {"batch_size": 4} if estimator == "unbiased" else {"estimator": "debiased"}
+    expected = cka(features[0]["stem"], features[1]["stem"], **options)
+    pair = found.cka.pair("first", "second")
+    row, column = pair.rows.index("stem"), pair.columns.index("stem")
+    assert pair.values[row, column] == pytest.approx(expected, abs=1e-5)
+    assert len(found.probes) == 2
+
+
+def test_a_folder_that_fits_no_network_is_refused(models, photographs):
+    with pytest.raises(InputError, match="are 3 x 24 x 24; give --image-size 32"):
+        run_study(models, dataset=photographs, measures=("cka",))
+
+
+# ------------------------------------------------------------------------ names
+
+
+def test_chosen_names_are_in_the_command(models):
+    named = [replace(models[0], name="My net"), models[1]]
+    command = run_study(named, **SMALL, measures=("cka",)).provenance.command
+    assert "'--name=My net' --name=second" in command
+    assert "--name" not in run_study(models, **SMALL, measures=("cka",)).provenance.command
+
+
+def test_a_foreign_file_that_says_neither_epoch_nor_seed_has_none(models):
+    source = {"opened_from": {"assumed": ["preprocessing"], "channel_order": "BGR"}}
+    foreign = replace(models[0].metadata, config=source, epoch=0, seed=0)
+    found = run_study([replace(models[0], metadata=foreign)], **SMALL, measures=("geometry",))
+    entry = found.question.checkpoints[0]
+    assert (entry.epoch, entry.seed) == (None, None)
+    assert entry.preprocessing["channel_order"] == "BGR"
+    assert entry.preprocessing["assumed"] is True
+    assert entry.preprocessing["mean"] == list(foreign.mean)

@@ -147,7 +147,7 @@ def test_the_file_is_strict_sorted_json_with_null_for_undefined(tmp_path):
     record = json.loads(text, parse_constant=pytest.fail)
     assert text == json.dumps(record, sort_keys=True) + "\n"
     assert record["format"] == "auglocal-study"
-    assert record["format_version"] == 2
+    assert record["format_version"] == 3
     assert record["answers"]["cka"]["values"][4] == [None] * 5
     assert record["answers"]["cka"]["values"][0][3] == 1 / 3
     assert record["answers"]["cka"]["undefined"] == {
@@ -226,8 +226,8 @@ def record():
 
 
 def test_a_newer_format_is_refused_in_a_sentence(tmp_path, record):
-    record["format_version"] = 3
-    with pytest.raises(InputError, match="a.study.json has study format 3, .* update the program"):
+    record["format_version"] = 4
+    with pytest.raises(InputError, match="a.study.json has study format 4, .* update the program"):
         load_study(write(tmp_path, record))
 
 

@@ -142,6 +142,21 @@ def test_a_click_on_an_image_names_it_in_the_link(page, address):
     page.wait_for_selector(f"input[value='{number}']", timeout=60_000)
 
 
+def test_back_undoes_a_choice_and_then_leaves_the_page(page, address):
+    page.goto(address)
+    page.get_by_role("link", name="Similarity").click()
+    page.get_by_role("heading", name="Similarity", exact=True).wait_for()
+    page.wait_for_selector(CHART)
+    click_cell(page, row=2, column=4)
+    page.wait_for_url("**row=stage1_block2**column=stage2_block1**")
+    assert page.evaluate("history.length") == 4  # an empty one, Overview, Similarity, the cell
+    page.go_back()
+    page.wait_for_url("**/similarity")
+    page.locator(".st-key-detail").get_by_text("0.900", exact=True).wait_for()
+    page.go_back()
+    page.get_by_role("heading", name="Layer by layer").wait_for()
+
+
 def test_an_old_link_leads_to_the_same_view(page, address):
     page.goto(f"{address}/compare?row=stem&column=stage2_block1")
     page.get_by_role("heading", name="Similarity", exact=True).wait_for()

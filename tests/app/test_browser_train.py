@@ -41,6 +41,7 @@ def test_a_training_outlives_its_page_and_the_app_and_is_compared(browser, serve
         page = open_page(browser, address, f"{TINY}1")
         press(page, "Start training")
         page.get_by_text("It goes on when this page").wait_for()
+        page.wait_for_url("**train_run=**")  # written when the run of the page ends
         link = urlsplit(page.url).query
         page.close()
         assert training.running() is not None

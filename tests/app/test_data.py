@@ -290,3 +290,14 @@ def test_a_study_of_this_machine_counts_before_one_that_came_along(sha256s, make
 def test_what_was_never_measured_has_no_estimate(sha256s):
     request = studies.Request("rsa", tuple(sha256s), "digits", 1000, 0, 125)
     assert estimates.seconds(request, checkpoints.checkpoint_files()[0]) is None
+
+
+def test_an_uploaded_set_stands_in_an_address_without_its_folder(library):
+    folder = library / "images" / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    folder.with_suffix(".json").write_text('{"title": "pets"}')
+    dataset = f"imagefolder:{folder}"
+    assert datasets.written(dataset) == "images:0123456789abcdef"
+    assert datasets.read_written("images:0123456789abcdef") == dataset
+    assert datasets.read_written("images:../../etc") == f"imagefolder:{library / 'images' / 'etc'}"
+    assert datasets.written("digits") == datasets.read_written("digits") == "digits"

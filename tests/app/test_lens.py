@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import re
+import struct
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -400,13 +402,24 @@ def test_what_is_no_image_is_refused(open_app, fitted, library, content):
     app.segmented_control(key="lens_way").set_value("Your own").run()
     uploader(app).upload("x.png", content).run()
     assert not app.exception
-    assert "no image that can be read, or a damaged one" in app.error[0].value
+    assert "x\\.png is no image that can be read, or a damaged one" in app.error[0].value
+    assert not app.get("plotly_chart")  # nothing of the image before
+    assert app.caption[-1].value == "Choose another image to go on."
     assert not list((library / "images").glob("*"))
 
 
+def huge_png(width, height):
+    """The head of a PNG of so many pixels; no reader needs more to refuse it."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    crc = struct.pack(">I", zlib.crc32(head))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + crc + b"\0\0\0\0IDAT\0\0\0\0"
+
+
 def test_images_that_unpack_to_too_much_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="64 million pixels, and 50 million are allowed"):
+    with pytest.raises(ValueError, match="64 million pixels, and at most 50 million are read"):
         lens.keep_image("bomb.png", picture((8000, 8000)))
+    with pytest.raises(ValueError, match="bomb.png has too many pixels: at most 50 million"):
+        lens.keep_image("bomb.png", huge_png(20_000, 20_000))
     monkeypatch.setattr(lens, "MOST_UPLOADED_BYTES", 10)
     with pytest.raises(ValueError, match="larger than"):
         lens.keep_image("large.png", picture())

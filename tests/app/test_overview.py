@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
 import subprocess
 import sys
+from dataclasses import replace
+
+from analysis.study import study_record
+from analysis.thumbnails import study_thumbnail
 
 
 def pictures_of(app):
@@ -90,3 +95,46 @@ def test_needs_neither_torch_nor_sklearn(shipped):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def run_study_of(app, label, wait_for_job):
+    next(button for button in app.button if button.label == label).click().run()
+    wait_for_job()
+    return app.run()
+
+
+def test_what_was_computed_here_is_listed_opened_and_deleted(open_app, wait_for_job, library):
+    app = open_app("similarity", samples="24", seed="3", batch_size="8", kernel="rbf")
+    app = run_study_of(app, "Compare", wait_for_job)
+    assert list((library / "studies").glob("*.study.json"))
+    app = open_app()
+    assert "Computed on this machine" in [part.value for part in app.subheader]
+    table = app.dataframe[0].value
+    assert list(table["Measures"]) == ["cka"]
+    assert table["Data"][0] == "scikit-learn digits, 24 test images"
+    next(button for button in app.button if button.label == "Open").click().run()
+    assert app.title[0].value == "Similarity"
+    assert not [button for button in app.button if button.label == "Compare"]
+    assert app.number_input(key="samples").value == 24
+    assert app.segmented_control(key="kernel").value == "rbf"
+    app = open_app()
+    next(button for button in app.button if button.label == "Delete it").click().run()
+    assert not list((library / "studies").iterdir())
+    assert "Computed on this machine" not in [part.value for part in app.subheader]
+
+
+def test_an_opened_study_is_told_and_listed(open_app, make_study):
+    record = json.dumps(study_record(make_study())).encode()
+    app = open_app()
+    app.file_uploader(key="study-upload").upload("kept.study.json", record).run()
+    assert "card is above" in app.success[0].value
+    assert len(app.dataframe[0].value) == 1
+    app.run()
+    assert not app.success
+
+
+def test_a_picture_of_one_panel_has_letters_of_the_usual_size(make_study):
+    whole = make_study()
+    width = 'viewBox="0 0 600 '
+    assert width in study_thumbnail(whole)
+    assert width in study_thumbnail(replace(whole, probes=()))

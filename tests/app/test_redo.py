@@ -90,3 +90,16 @@ def test_a_page_offers_everything_to_take_away(open_app, page, table):
     app.segmented_control(key="picture_form").set_value("svg").run()
     configs = [json.loads(chart.proto.config) for chart in app.get("plotly_chart")]
     assert {config["toImageButtonOptions"]["format"] for config in configs} == {"svg"}
+
+
+def test_chosen_names_are_in_the_python_lines(make_study, sha256s, paths):
+    study = recorded(
+        make_study(sha256s),
+        "python -m analysis study bp.safetensors al.safetensors '--name=My net' --name=other "
+        "--dataset digits --out x.study.json",
+    )
+    lines = redo.python_lines(study, "digits", paths)
+    assert ', name="My net"),' in lines
+    assert lines.startswith("from dataclasses import replace\n")
+    assert "'--name=My net'" in redo.command_lines(study, "digits", paths)
+    compile(lines, "lines", "exec")

@@ -100,3 +100,15 @@ def test_a_configuration_leaves_out_what_has_no_value_and_other_rules_options():
     ]
     metadata.rule_options = {"pyramid": 0.5}
     assert {"Option": "pyramid", "Value": "0.5"} in texts.config_rows(metadata)
+
+
+def test_networks_that_read_other_sizes_are_told(make_study):
+    study = make_study()
+    assert texts.sizes_note(study) == ""
+    entries = [
+        replace(entry, preprocessing={"input_size": [3, size, size]})
+        for entry, size in zip(study.question.checkpoints, (224, 32), strict=True)
+    ]
+    question = replace(study.question, checkpoints=tuple(entries))
+    told = texts.sizes_note(replace(study, question=question))
+    assert told.endswith("bp-net 224 x 224, auglocal-net 32 x 32 pixels.")

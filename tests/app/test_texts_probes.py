@@ -185,3 +185,16 @@ def test_runs_of_layers_are_named_by_their_ends():
     paired = compare_layers(right(40, 40, 40, 20, 40), right(20, 20, 20, 20, 20))
     sentence = texts_probes.paired_sentence(paired, probes, ("X", "Y"))
     assert "**X** reads more at a to c (3 layers) and e;" in sentence.replace("\\", "")
+
+
+def test_networks_that_differ_in_more_than_the_rule_are_told(make_study):
+    first, second = make_study().question.checkpoints
+    probes = make_study().probes[:2]
+    assert texts_probes.unlike_sentence(first, second, probes) == ""
+    other = replace(second, architecture="resnet32", dataset="CIFAR-10")
+    told = texts_probes.unlike_sentence(first, other, probes)
+    assert "architecture (resnet20 and resnet32)" in told
+    assert "training data (scikit-learn digits and CIFAR-10)" in told
+    assert "relative depth" not in told
+    short = replace(probes[1], layers=probes[1].layers[:5])
+    assert "10 and 5 layers" in texts_probes.unlike_sentence(first, other, (probes[0], short))

@@ -327,8 +327,10 @@ def test_checkpoints_of_finished_runs_are_found_without_torch(tmp_path, monkeypa
 
 
 def test_the_partner_has_the_same_data_and_backbone_and_another_rule():
-    def entry(sha256, rule, dataset="digits", architecture="resnet20"):
-        about = SimpleNamespace(rule=rule, dataset=dataset, architecture=architecture)
+    def entry(sha256, rule, dataset="digits", architecture="resnet20", seed=7):
+        about = SimpleNamespace(
+            rule=rule, dataset=dataset, architecture=architecture, seed=seed, config={}
+        )
         return SimpleNamespace(sha256=sha256), about
 
     keep_run()
@@ -341,6 +343,8 @@ def test_the_partner_has_the_same_data_and_backbone_and_another_rule():
     ]
     assert training.partner(mine, "mine", entries).sha256 == "fits"
     assert training.partner(mine, "mine", entries[:1]) is None
+    same_seed = entry("same seed", "bp", seed=mine.values["seed"])
+    assert training.partner(mine, "mine", [*entries, same_seed]).sha256 == "same seed"
 
 
 def test_deleting_takes_the_folder_and_nothing_beside_it():
