@@ -32,6 +32,7 @@ MEASURES: dict[str, str] = {
     "probe": "Accuracy of a linear probe",
     **{name: title[0].upper() + title[1:] for name, title in RECORDS.items()},
 }
+BY_BLOCK = " of each block"  # left out where half a page must hold the title
 SETTINGS = (("dynamics_samples", 1000), ("dynamics_seed", 0), ("dynamics_train", 2000))
 
 
@@ -326,7 +327,7 @@ def draw_records(chosen: Sequence[Run]) -> None:
                 widgets.chart(
                     figures_dynamics.recorded_curves(
                         parts[run.name],
-                        title=f"{MEASURES[record]}: {name}",
+                        title=f"{MEASURES[record].removesuffix(BY_BLOCK)}: {name}",
                         scale=scale,
                         test_accuracy=test,
                     ),
