@@ -172,7 +172,7 @@ def test_a_run_without_snapshots_says_how_to_keep_them_and_shows_its_records(
     assert "keeps fewer than two snapshots" in shown_text(app)
     assert "--snapshot-epochs" in shown_text(app)
     titles = [figure["layout"]["title"]["text"] for figure in figures_of(app)]
-    assert "Training loss of each block: BP, plain" in titles
+    assert "Training loss: BP, plain" in titles
 
 
 def test_damaged_runs_are_left_out(open_app, library, pair):
