@@ -33,6 +33,7 @@ def test_a_pair_and_a_study_of_each_data_set_are_there() -> None:
         "cifar10-jpeg-resnet32-auglocal",
         "cifar10-jpeg-resnet32-bp-seed1",
         "cifar10-jpeg-resnet32-bp",
+        "cifar10-jpeg-resnet32-dgl",
         "digits-auglocal",
         "digits-bp-seed1",
         "digits-bp",
@@ -82,11 +83,21 @@ def test_what_was_measured_ends_with_what_the_checkpoint_says(path: Path) -> Non
     assert last["test_accuracy"] == pytest.approx(metadata.accuracy["value"])
 
 
-@pytest.mark.parametrize("pair", ["digits", "cifar10-jpeg", "cifar10-jpeg-resnet32"])
-def test_the_networks_of_a_pair_differ_in_their_rule_only(pair: str) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "rule"),
+    [
+        ("digits", "auglocal"),
+        ("cifar10-jpeg", "auglocal"),
+        ("cifar10-jpeg-resnet32", "auglocal"),
+        ("cifar10-jpeg-resnet32", "dgl"),
+    ],
+)
+def test_the_networks_of_a_backbone_differ_from_bp_in_their_rule_only(
+    backbone: str, rule: str
+) -> None:
     first, second = (
-        load_checkpoint(FOLDER / f"{pair}-{rule}.safetensors").metadata.config
-        for rule in ("bp", "auglocal")
+        load_checkpoint(FOLDER / f"{backbone}-{name}.safetensors").metadata.config
+        for name in ("bp", rule)
     )
     assert {name for name in first if first[name] != second[name]} == {"rule"}
     assert first["epochs"] >= 12
