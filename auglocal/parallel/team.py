@@ -183,12 +183,10 @@ def joined(layout: Layout, timeout: float, device_name: str) -> Iterator[Team]:
     limit = timedelta(seconds=max(60.0, LAST_RESORT * timeout))
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     try:
+        # Held to the end: where this process keeps the store, it lasts as long as this object.
+        store = _connect(limit, host=rank == 0 and not _torchrun_keeps_the_store())
         distributed.init_process_group(
-            backend,
-            timeout=limit,
-            store=_connect(limit, host=rank == 0 and not _torchrun_keeps_the_store()),
-            rank=rank,
-            world_size=layout.size,
+            backend, timeout=limit, store=store, rank=rank, world_size=layout.size
         )
         team = _make_team(layout, rank, timeout, limit, kind)
     except (RuntimeError, ValueError) as error:
@@ -200,6 +198,10 @@ def joined(layout: Layout, timeout: float, device_name: str) -> Iterator[Team]:
     try:
         with _explained(team.watch):
             yield team
+    except BaseException:
+        _leave_groups()  # so that the others notice
+        team.watch.see_off()
+        raise
     finally:
         _leave_groups()
 

@@ -120,6 +120,23 @@ class Watch:
             self._publish()
         self._left_store.set()
 
+    def see_off(self) -> None:
+        """Where this process holds the store, keep it until the others have read why it goes."""
+        if self._keeper != self._rank:
+            return
+        deadline = time.monotonic() + self._last_look
+        with contextlib.suppress(RuntimeError):
+            while time.monotonic() < deadline:
+                self._look()
+                if all(item.sign.left for item in self._seen.values()):
+                    return
+                time.sleep(self._interval / 2)
+
+    @property
+    def _last_look(self) -> float:
+        """Seconds in which a rank that goes can see whether the others live, and they it."""
+        return 3 * MISSED_BEATS * self._interval
+
     def explain(self, error: RuntimeError) -> BaseException:
         """Find out why communication failed.
 
@@ -139,7 +156,7 @@ class Watch:
             self.leave("lost")
 
     def _explain(self, error: RuntimeError) -> BaseException:
-        deadline = time.monotonic() + 3 * MISSED_BEATS * self._interval
+        deadline = time.monotonic() + self._last_look
         while time.monotonic() < deadline:
             self._look()
             if any(seen.sign.left == "failed" for seen in self._seen.values()):
