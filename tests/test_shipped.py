@@ -34,6 +34,7 @@ def test_a_pair_and_a_study_of_each_data_set_are_there() -> None:
         "cifar10-jpeg-resnet32-bp-seed1",
         "cifar10-jpeg-resnet32-bp",
         "cifar10-jpeg-resnet32-dgl",
+        "cifar10-jpeg-resnet32-predsim",
         "digits-auglocal",
         "digits-bp-seed1",
         "digits-bp",
@@ -90,6 +91,7 @@ def test_what_was_measured_ends_with_what_the_checkpoint_says(path: Path) -> Non
         ("cifar10-jpeg", "auglocal"),
         ("cifar10-jpeg-resnet32", "auglocal"),
         ("cifar10-jpeg-resnet32", "dgl"),
+        ("cifar10-jpeg-resnet32", "predsim"),
     ],
 )
 def test_the_networks_of_a_backbone_differ_from_bp_in_their_rule_only(
