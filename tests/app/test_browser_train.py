@@ -70,7 +70,7 @@ def test_a_training_is_stopped_and_goes_on(browser, serve):
     with serve() as address:
         page = open_page(browser, address, f"{TINY}200")
         press(page, "Start training")
-        page.get_by_text("Accuracy by epoch").wait_for()
+        page.get_by_text("Accuracy by epoch").first.wait_for()
         press(page, "Stop")
         page.get_by_text("Stopped after epoch").wait_for()
         (run,) = training.runs()

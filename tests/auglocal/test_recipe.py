@@ -82,7 +82,8 @@ def test_a_shipped_recipe_can_be_planned(recipe: Recipe) -> None:
 
 
 def test_the_short_runs_differ_in_nothing_but_the_rule() -> None:
-    configs = [TrainConfig(**recipe.values) for recipe in SHORT]
+    short = [recipe for recipe in SHORT if "-resnet32-" in recipe.name]
+    configs = [TrainConfig(**recipe.values) for recipe in short]
     rules = ("rule", "auxiliary_depth", "pyramid")
     rest = {
         tuple((k, v) for k, v in asdict(config).items() if k not in rules) for config in configs
