@@ -31,11 +31,12 @@ def click_in(page, key, across, down):
 
 
 def uploader(page):
-    """The door for images, once that of before has left the page."""
+    """The door for images, once that of before has left the page and nothing is redrawn."""
     from playwright.sync_api import expect
 
     found = page.locator("[class*=st-key-image-upload-] input[type=file]")
     expect(found).to_have_count(1, timeout=90_000)
+    page.wait_for_selector("[data-test-script-state=notRunning]")
     return found
 
 
