@@ -71,9 +71,12 @@ def _plan(path: Path, parser: argparse.ArgumentParser) -> tuple[Study, argparse.
     """
     try:
         study = load_study(path)
-        words = shlex.split(study.provenance.command)
     except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(str(error)) from error
+    try:
+        words = shlex.split(study.provenance.command)
+    except ValueError:  # a quotation without its end
+        words = []
     if words[: len(START)] != START:
         raise InputError(
             f"{path} does not keep the command that made it, as studies do that `{PROGRAM} study` "
