@@ -50,7 +50,9 @@ from auglocal.checkpoint import (
     CheckpointMetadata,
     check_finite,
     is_published,
+    load_checkpoint,
     read_metadata,
+    round_weights,
     write_checkpoint,
 )
 from auglocal.data import SOURCES
@@ -279,10 +281,35 @@ def adopt(examined: Examined, choices: Choices, folder: Path) -> Path:
     return path
 
 
-def adopt_as(examined: Examined, choices: Choices, path: Path) -> Path:
-    """Write a file from outside as a checkpoint of ours, to a path; otherwise as `adopt`."""
-    write_checkpoint(path, make_checkpoint(examined, choices))
+def adopt_as(
+    examined: Examined, choices: Choices, path: Path, weights_dtype: str | None = None
+) -> Path:
+    """Write a file from outside as a checkpoint of ours, to a path; otherwise as `adopt`.
+
+    `weights_dtype` rounds its trained values, as `auglocal.checkpoint.round_weights`.
+    """
+    checkpoint = make_checkpoint(examined, choices)
+    if weights_dtype is not None:
+        checkpoint = round_weights(checkpoint, weights_dtype)
+    write_checkpoint(path, checkpoint)
     return path
+
+
+def rewrite_own(path: Path, out: Path, weights_dtype: str) -> None:
+    """Write a checkpoint of ours again with its trained values in another type.
+
+    Args:
+        path: of ours.
+        out: file to write.
+        weights_dtype: fp32, bf16 or fp16.
+
+    Raises:
+        InputError: the file cannot be read.
+        auglocal.errors.WorkError: `out` cannot be written, or a value is too large for the type.
+    """
+    with translated_errors():
+        read = _read_published if is_published(read_metadata(path)) else load_checkpoint
+        write_checkpoint(out, round_weights(read(path), weights_dtype))
 
 
 def settle(checkpoint: Checkpoint, choices: Choices | None) -> Checkpoint:
@@ -324,15 +351,10 @@ def open_adopted(path: Path, device: str = "cpu", choices: Choices | None = None
     Raises:
         InputError: it is damaged, or does not hold what it says.
     """
-    content = path.read_bytes()
     with translated_errors():
-        metadata = read_metadata(path)
-        try:
-            tensors = load_tensors(content)
-        except (SafetensorError, ValueError, RuntimeError) as error:
-            raise InputError(f"{path.name} is damaged; copy it again.") from error
-        check_finite(path, tensors)
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+        checkpoint = _read_published(path)
+    metadata = checkpoint.metadata
+    shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.backbone.items()}
     said = (metadata.architecture, metadata.num_classes, metadata.input_size[0])
     found = [
         each
@@ -344,8 +366,19 @@ def open_adopted(path: Path, device: str = "cpu", choices: Choices | None = None
             f"{path.name} says that it is a {metadata.architecture} but does not hold one; open "
             "the file that it was made from again."
         )
-    checkpoint = Checkpoint(metadata, tensors, {}, hashlib.sha256(content).hexdigest())
     return published_model(settle(checkpoint, choices), path, device, found[0])
+
+
+def _read_published(path: Path) -> Checkpoint:
+    """Read a checkpoint of a published architecture; whether it holds one is not looked at."""
+    content = path.read_bytes()
+    metadata = read_metadata(path)
+    try:
+        tensors = load_tensors(content)
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path.name} is damaged; copy it again.") from error
+    check_finite(path, tensors)
+    return Checkpoint(metadata, tensors, {}, hashlib.sha256(content).hexdigest())
 
 
 def published_model(checkpoint: Checkpoint, path: Path, device: str, published: Published) -> Model:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ FORMAT = "auglocal-checkpoint"
 FORMAT_VERSION = 1
 METADATA_KEY = "auglocal"
 AUXILIARY_PREFIX = "auxiliary."
+# What BatchNorm keeps beside its weights: few values, small ones among them.
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 # Architectures that are analysed and not trained here: the library's name, then its own name.
 PUBLISHED_PREFIXES = ("torchvision:", "timm:")
 # Bounds on what a file may claim, so that opening one cannot exhaust the machine.
@@ -145,22 +147,47 @@ def save_checkpoint(path: Path, network: LocalNetwork, metadata: CheckpointMetad
 def save_backbone(path: Path, backbone: Backbone, metadata: CheckpointMetadata) -> None:
     """Write a checkpoint of a backbone alone, its trained values as `metadata.weights_dtype` says.
 
-    Buffers, such as the variances of BatchNorm, stay as they are: they are few, and half precision
-    would lose small ones.
-
     Raises:
         WorkError: the file cannot be written, or a value is too large for the type.
     """
-    weights_dtype = WEIGHT_TYPES[metadata.weights_dtype]
-    tensors = backbone.state_dict()
-    for name, parameter in backbone.named_parameters():
-        tensors[name] = parameter.detach().to(weights_dtype)
-        if weights_dtype != torch.float32 and not bool(torch.isfinite(tensors[name]).all()):
+    _write_tensors(path, _rounded(backbone.state_dict(), metadata.weights_dtype), metadata)
+
+
+def round_weights(checkpoint: Checkpoint, weights_dtype: str) -> Checkpoint:
+    """A checkpoint with its trained values in another type, those of auxiliary networks too.
+
+    Args:
+        checkpoint: any; its SHA-256 stays that of its file.
+        weights_dtype: a name in `WEIGHT_TYPES`.
+
+    Raises:
+        WorkError: a value is too large for the type.
+    """
+    return replace(
+        checkpoint,
+        metadata=replace(checkpoint.metadata, weights_dtype=weights_dtype),
+        backbone=_rounded(checkpoint.backbone, weights_dtype),
+        auxiliary=_rounded(checkpoint.auxiliary, weights_dtype),
+    )
+
+
+def _rounded(tensors: Mapping[str, Tensor], weights_dtype: str) -> dict[str, Tensor]:
+    """Trained values in another type; buffers stay, as half precision would lose small variances.
+
+    Raises:
+        WorkError: a value is too large for the type.
+    """
+    dtype = WEIGHT_TYPES[weights_dtype]
+    rounded = {}
+    for name, tensor in tensors.items():
+        stays = tensor.dtype not in FLOAT_TYPES or name.rpartition(".")[2] in BUFFERS
+        rounded[name] = tensor if stays else tensor.detach().to(dtype)
+        if not stays and dtype != torch.float32 and not bool(torch.isfinite(rounded[name]).all()):
             raise WorkError(
-                f"The weights {name!r} are too large for {metadata.weights_dtype}; start again "
-                "with --snapshot-dtype bf16 or fp32."
+                f"The weights {name!r} are too large for {weights_dtype}; choose bf16 or fp32 "
+                "(--snapshot-dtype in training, --weights-dtype in conversion)."
             )
-    _write_tensors(path, tensors, metadata)
+    return rounded
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

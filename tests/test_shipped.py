@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.__main__ import main
 from analysis.dynamics import trajectories
 from analysis.models import open_model, untrained
 from analysis.run import run_study
@@ -21,6 +22,7 @@ from auglocal.files import file_sha256
 from scripts.make_tables import DOCUMENTS, ROOT, renewed
 
 FOLDER = ROOT / "checkpoints"
+IMAGES = ROOT / "data" / "cifar10-jpeg"
 README = (FOLDER / "README.md").read_text()
 CHECKPOINTS = sorted(FOLDER.glob("*.safetensors"))
 STUDIES = sorted(FOLDER.glob("*.study.json"))
@@ -132,6 +134,17 @@ def test_the_digits_networks_have_the_accuracy_that_they_claim(name: str) -> Non
     )
     # Another processor may round one image in a thousand to the other side.
     assert accuracy.value == pytest.approx(metadata.accuracy["value"], abs=0.0011)
+
+
+@pytest.mark.skipif(not IMAGES.is_dir(), reason=f"needs the images in {IMAGES.relative_to(ROOT)}")
+@pytest.mark.parametrize(
+    "path", [path for path in STUDIES if path.name.startswith("cifar")], ids=lambda path: path.name
+)
+def test_a_study_of_images_from_elsewhere_comes_out_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["redo", str(path.relative_to(ROOT))]) == 0
 
 
 def test_the_digits_study_comes_out_again() -> None:

@@ -57,6 +57,12 @@ def add_convert(commands: Any) -> None:
         choices=(*RULE_TITLES, "unknown"),
         help="what trained it (default: what its auxiliary networks show)",
     )
+    add(
+        "--weights-dtype",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the trained values in NEW, auxiliary networks too; BatchNorm's "
+        "statistics stay. Also for a checkpoint of this project (default: as they are)",
+    )
     add_file_options(parser)
     add_evidence_options(parser)
     add("--json", action="store_true", help="print one JSON document")
@@ -67,19 +73,22 @@ def run_convert(options: argparse.Namespace) -> None:
     from analysis.examining import examine, limits_of  # torch: not for --help
     from analysis.inspection import describe_file
     from analysis.models import open_model
-    from analysis.opening import adopt_as, is_own
+    from analysis.opening import adopt_as, is_own, rewrite_own
     from analysis.preprocessing import evidence_record
 
     _check_paths(options)
-    if is_own(options.checkpoint):
-        raise InputError(
-            f"{options.checkpoint.name} is a checkpoint of this project already; use it as it is."
-        )
+    own = is_own(options.checkpoint)
+    if own:
+        _check_own(options)
     with tempfile.TemporaryDirectory(prefix="auglocal-") as folder:
         limits = limits_of(options.max_bytes)
         examined = examine(options.checkpoint, folder, file_choices(options), limits=limits)
-    choices, evidence = _choose(options, examined)
-    adopt_as(examined, choices, options.out)
+    if own:
+        evidence = None
+        rewrite_own(options.checkpoint, options.out, options.weights_dtype)
+    else:
+        choices, evidence = _choose(options, examined)
+        adopt_as(examined, choices, options.out, options.weights_dtype)
     model = open_model(options.out, auxiliaries=True, max_bytes=options.max_bytes)
     document = {
         "out": str(options.out),
@@ -103,6 +112,23 @@ def _check_paths(options: argparse.Namespace) -> None:
         raise InputError(f"{options.out} is the file to convert; give another --out.")
     if not options.overwrite:
         raise InputError(f"There is a file {options.out}; give another --out, or --overwrite.")
+
+
+def _check_own(options: argparse.Namespace) -> None:
+    """Of a checkpoint of ours, only the type of its values can change."""
+    name = options.checkpoint.name
+    if options.weights_dtype is None:
+        raise InputError(
+            f"{name} is a checkpoint of this project already; use it as it is, or make it smaller "
+            "with --weights-dtype fp16."
+        )
+    about_others = ("mean", "std", "classes", "classes_from", "rule", "dataset", "image_size")
+    said = [each for each in about_others if getattr(options, each) is not None]
+    if said:
+        raise InputError(
+            f"{name} is a checkpoint of this project, which says these things itself; leave out "
+            f"--{said[0].replace('_', '-')}."
+        )
 
 
 def _choose(options: argparse.Namespace, examined: Examined) -> tuple[Choices, Evidence | None]:

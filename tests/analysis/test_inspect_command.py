@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from analysis.__main__ import main
@@ -240,6 +240,34 @@ def test_convert_writes_what_is_said(run, wrapped: Path, tmp_path: Path) -> None
     inspected = run("inspect", out)
     assert inspected["sha256"] == document["out_sha256"]
     assert inspected["layers"] == document["layers"]
+
+
+@pytest.mark.parametrize("network", ["digits-auglocal", "torchvision"])
+def test_convert_makes_a_checkpoint_of_this_project_smaller(
+    network: str, run, refused, tmp_path: Path
+) -> None:
+    path, out = SHIPPED / f"{network}.safetensors", tmp_path / "small.safetensors"
+    if network == "torchvision":
+        foreign = tmp_path / "squeezenet.pth"
+        torch.save(torchvision.models.squeezenet1_1().state_dict(), foreign)
+        path = tmp_path / "own.safetensors"
+        run("convert", foreign, "--out", path)
+    assert "leave out --mean" in refused(
+        *("convert", path, "--out", out, "--weights-dtype", "fp16", "--mean", "0", "--std", "1")
+    )
+    document = run("convert", path, "--out", out, "--weights-dtype", "fp16")
+    assert document["out"] == str(out)
+    assert out.stat().st_size < 0.6 * path.stat().st_size
+    before, after = load_file(path), load_file(out)
+    statistics = {"running_mean", "running_var", "num_batches_tracked"}
+    for key, tensor in before.items():
+        same = key.rpartition(".")[2] in statistics
+        assert after[key].dtype == (tensor.dtype if same else torch.float16)
+        error = 0.0 if same else 2.0**-11
+        torch.testing.assert_close(after[key].to(tensor), tensor, rtol=error, atol=error / 2**10)
+    old, new = (run("inspect", each) for each in (path, out))
+    assert new["auxiliary_networks"] == old["auxiliary_networks"]
+    assert new["layers"] == old["layers"]
 
 
 def test_convert_refuses_what_it_cannot_write(refused, run, wrapped: Path, tmp_path: Path) -> None:

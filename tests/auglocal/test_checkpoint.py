@@ -215,7 +215,7 @@ def test_weights_too_large_for_half_precision_are_refused(tmp_path: Path) -> Non
     backbone = build_network("resnet20", BP(), 2, SIZE, seed=0).backbone
     with torch.no_grad():
         backbone.head.linear.bias.fill_(1e6)
-    with pytest.raises(WorkError, match=r"head\.linear\.bias' are too large for fp16; start again"):
+    with pytest.raises(WorkError, match=r"head\.linear\.bias' are too large for fp16; choose bf16"):
         save_backbone(tmp_path / "net", backbone, replace(METADATA, weights_dtype="fp16"))
     assert not (tmp_path / "net").exists()
 
