@@ -107,19 +107,26 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     return images.float().mul_(scale.view(shape)).add_(offset.view(shape))
 
 
-class BatchedSplit(Protocol):
-    """A split that training and evaluation read batch by batch, wherever its images lie."""
+class EvaluatedSplit(Protocol):
+    """A split that evaluation reads batch by batch, wherever its images lie."""
 
     @property
     def labels(self) -> Tensor:
         """All labels, int64, (N,), on the device."""
 
+    def __len__(self) -> int:
+        """N."""
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all images in order, as evaluation sees them: (images uint8, labels) by batch."""
+
+
+class BatchedSplit(EvaluatedSplit, Protocol):
+    """A split that training reads too."""
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image of a batch."""
-
-    def __len__(self) -> int:
-        """N."""
 
     def training_batches(
         self,
@@ -145,9 +152,6 @@ class BatchedSplit(Protocol):
         Yields:
             (images uint8 (N, C, H, W), labels int64 (N,)) of one batch, on the device.
         """
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all images in order, as evaluation sees them: (images uint8, labels) by batch."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from auglocal.backbones.backbone import Backbone
-from auglocal.batches import BatchedSplit, normalise
+from auglocal.batches import EvaluatedSplit, normalise
 from auglocal.local_loss import LocalClassifier
 from auglocal.network import OUTPUT_BLOCK, LocalNetwork
 from auglocal.statistics import wilson_interval
@@ -36,7 +36,7 @@ class Accuracy:
 
 def evaluate(
     backbone: Backbone,
-    split: BatchedSplit,
+    split: EvaluatedSplit,
     mean: Sequence[float],
     std: Sequence[float],
     *,
@@ -67,7 +67,7 @@ def evaluate(
 
 def evaluate_blocks(
     network: LocalNetwork,
-    split: BatchedSplit,
+    split: EvaluatedSplit,
     mean: Sequence[float],
     std: Sequence[float],
     *,

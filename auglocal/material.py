@@ -10,6 +10,7 @@ from torch import Tensor
 
 from auglocal.batches import (
     BatchedSplit,
+    EvaluatedSplit,
     Normalisation,
     RandomResizedCrop,
     ResidentSplit,
@@ -32,10 +33,11 @@ MAX_MEASURED_IMAGES = 10_000
 
 @dataclass(frozen=True)
 class Material:
-    """What a run learns from, and how its images are normalised."""
+    """What a run learns from and is evaluated on, and how its images are normalised."""
 
     dataset: Dataset
-    splits: Mapping[str, BatchedSplit]
+    training: BatchedSplit
+    evaluated: Mapping[str, EvaluatedSplit]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: torch.device
@@ -48,7 +50,7 @@ class Material:
     @property
     def input_size(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        return self.splits["train"].image_shape
+        return self.training.image_shape
 
     @property
     def normalisation(self) -> Normalisation:
@@ -61,7 +63,7 @@ class Material:
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Batches in one pass over the training images."""
-        return num_batches(len(self.splits["train"]), batch_size)
+        return num_batches(len(self.training), batch_size)
 
 
 def prepare_material(config: TrainConfig, *, download: bool) -> Material:
@@ -90,16 +92,17 @@ def prepare_material(config: TrainConfig, *, download: bool) -> Material:
     splits = place_splits(
         dataset, device, stream=config.stream, num_workers=config.workers, crops=crops
     )
-    if num_batches(len(splits["train"]), config.batch_size) == 0:
+    training = splits.pop("train")
+    if num_batches(len(training), config.batch_size) == 0:
         raise InputError(f"{dataset.title} has too few training images to learn from.")
-    if splits["test"].image_shape != splits["train"].image_shape:
+    if splits["test"].image_shape != training.image_shape:
         raise InputError(
             f"Training and test images of {dataset.title} differ in size; give --image-size."
         )
     mean, std = dataset.mean, dataset.std
     if mean is None or std is None:
-        mean, std = channel_statistics(_measured_images(dataset, splits["train"], crops))
-    return Material(dataset, splits, mean, std, device)
+        mean, std = channel_statistics(_measured_images(dataset, training, crops))
+    return Material(dataset, training, splits, mean, std, device)
 
 
 def place_splits(

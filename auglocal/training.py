@@ -160,7 +160,7 @@ def run_epoch(
 ) -> bool:
     """Train to the end of the epoch in progress; False when the listener asked to stop."""
     schedule = SCHEDULES[config.schedule]
-    batches = material.splits["train"].training_batches(
+    batches = material.training.training_batches(
         config.batch_size,
         seed=config.seed,
         epoch=state.epoch,
@@ -278,9 +278,9 @@ def count_answers(
     """Right answers by split and block; of the backbone alone where that is all to be tested."""
     counted = {}
     for name in ("validation", "test"):
-        if name not in material.splits:
+        if name not in material.evaluated:
             continue
-        images = (material.splits[name], material.mean, material.std)
+        images = (material.evaluated[name], material.mean, material.std)
         if tests_every_block(config, state):
             counted[name] = evaluate_blocks(state.network, *images)
         else:

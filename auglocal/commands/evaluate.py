@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from auglocal.batches import BatchedSplit
+from auglocal.batches import BatchedSplit, EvaluatedSplit
 from auglocal.checkpoint import Checkpoint, CheckpointMetadata, check_file, load_checkpoint
 from auglocal.commands.parallel import DEFAULT_TIMEOUT, first_rank_speaks
 from auglocal.commands.shared import (
@@ -101,7 +101,7 @@ class Subject:
 
     checkpoint: Checkpoint
     dataset: Dataset
-    split: BatchedSplit
+    split: EvaluatedSplit
     device: torch.device
 
 
@@ -127,7 +127,7 @@ def _prepare(options: argparse.Namespace, device: torch.device) -> Subject:
 
 
 def _measure(
-    subject: Subject, split: BatchedSplit, options: argparse.Namespace, *, show: bool
+    subject: Subject, split: EvaluatedSplit, options: argparse.Namespace, *, show: bool
 ) -> Accuracy:
     """Answers on a split or a share of it, under a progress bar where it is to be shown."""
     metadata = subject.checkpoint.metadata

@@ -132,7 +132,7 @@ def _dry_run(config: TrainConfig, material: Material, options: argparse.Namespac
     outcome = {
         "config": config.portable(),
         "out": str(default_out(config, options)),
-        "training_images": len(material.splits["train"]),
+        "training_images": len(material.training),
         "runs": num_runs,
         "steps": steps,
         "parameters": plan["parameters"],
@@ -152,7 +152,7 @@ def _dry_run(config: TrainConfig, material: Material, options: argparse.Namespac
 def _seconds_per_step(config: TrainConfig, material: Material) -> float:
     """Seconds of one training step: the best of three, after one to warm up."""
     state = prepare_state(config, material, None)
-    pixels, labels = next(material.splits["train"].batches(config.batch_size))
+    pixels, labels = next(material.training.batches(config.batch_size))
     images = material.normalise(pixels).to(memory_format=memory_format(config, material.device))
     seconds = []
     with contextlib.closing(Stepper(config, state, _warn)) as stepper:

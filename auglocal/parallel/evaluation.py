@@ -6,13 +6,13 @@ A batch is as it would be in one process, and so are its answers.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from auglocal.batches import Augmentation, BatchedSplit, RandomResizedCrop
+from auglocal.batches import EvaluatedSplit
 from auglocal.evaluation import Accuracy
 from auglocal.parallel.team import Team
 from auglocal.streaming import StreamedSplit
@@ -20,7 +20,7 @@ from auglocal.streaming import StreamedSplit
 
 @dataclass(frozen=True)
 class SharedSplit:
-    """Every so many-th batch of a split for testing; none where there are more ranks than batches.
+    """Every so many-th batch of a split; none where there are more ranks than batches.
 
     Attributes:
         whole: the split.
@@ -29,7 +29,7 @@ class SharedSplit:
         batch_size: of `batches`.
     """
 
-    whole: BatchedSplit
+    whole: EvaluatedSplit
     index: int
     count: int
     on_batch: Callable[[], None] = lambda: None
@@ -40,11 +40,6 @@ class SharedSplit:
         """Labels of this share, int64, (M,)."""
         return self.whole.labels[self._chosen().to(self.whole.labels.device)]
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        return self.whole.image_shape
-
     def __len__(self) -> int:
         return len(self._chosen())
 
@@ -53,21 +48,8 @@ class SharedSplit:
         batches = torch.split(torch.arange(len(self.whole)), self.batch_size)
         return torch.cat([*batches[self.index :: self.count], torch.zeros(0, dtype=torch.int64)])
 
-    def training_batches(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        epoch: int,
-        first_step: int,
-        augmentation: Augmentation | RandomResizedCrop | None,
-        shares: Mapping[int, slice] | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Not for training."""
-        raise NotImplementedError("shared out for testing only")
-
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `BatchedSplit.batches`, of this share."""
+        """As `EvaluatedSplit.batches`, of this share."""
         assert batch_size == self.batch_size, "the shares were cut for another batch size"
         for batch in self._read():
             self.on_batch()

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from auglocal.acceleration import compile_modules, plain_modules
-from auglocal.batches import BatchedSplit
 from auglocal.concurrency import draws_at_random
 from auglocal.config import TrainConfig
 from auglocal.errors import InputError
@@ -147,13 +146,11 @@ def _make_rank(
     if config.compile:
         compile_modules(state)
     blocks = RankBlocks(config, state, spans[team.layer_index], team)
-    splits: dict[str, BatchedSplit] = {
-        name: split
-        if name == "train"
-        else SharedSplit(split, team.rank, team.layout.size, team.watch.progress)
-        for name, split in material.splits.items()
+    evaluated = {
+        name: SharedSplit(split, team.rank, team.layout.size, team.watch.progress)
+        for name, split in material.evaluated.items()
     }
-    shared = replace(material, splits=splits)
+    shared = replace(material, evaluated=evaluated)
     rank = Rank(config, material, team, spans, state, blocks, shared)
     _forget_others(rank)
     return rank
@@ -239,7 +236,7 @@ def _draw_seed(rank: Rank, step: int) -> int:
 def _works(rank: Rank, listener: Listener) -> Iterator[Work | Part]:
     """What this rank trains on in the rest of the epoch; a `Part` alone says stop."""
     config, state, team, material = rank.config, rank.state, rank.team, rank.material
-    split = material.splits["train"]
+    split = material.training
     parts = list(
         plan_epoch(
             len(split),

@@ -333,7 +333,8 @@ def page_warnings():
 def publishing(monkeypatch):
     """Let jobs publish a part of an answer and wait; cancelled, they give it back.
 
-    Set `make` to what makes the part of (request, checkpoints); `published` tells when it is there.
+    Set `make` to what makes the part of (request, checkpoints); `published` tells when it is there,
+    `asked` what was worked on.
     """
     from analysis.errors import Cancelled
     from app.sources import computing
@@ -342,10 +343,11 @@ def publishing(monkeypatch):
         make = None
 
         def __init__(self):
-            self.open, self.published = threading.Event(), threading.Event()
+            self.open, self.published, self.asked = threading.Event(), threading.Event(), []
 
         def work(self, request, entries):
             def steps(report, cancelled):
+                self.asked.append(request)
                 part = self.make(request, entries)
                 how = replace(part.provenance, stopped="stopped after 4 of 10 layers")
                 part = replace(part, provenance=how)

@@ -211,36 +211,15 @@ def test_data_that_are_not_on_this_machine_are_said_to_be_missing(open_app, sha2
 
 
 @pytest.fixture
-def slow_work(monkeypatch, make_study):
-    """Works that publish a part and wait; cancelled, they give the part back as a study."""
+def slow_work(publishing, make_study):
+    """Jobs that publish half a CKA and wait."""
 
-    class Slow:
-        def __init__(self):
-            self.open, self.published, self.order = threading.Event(), threading.Event(), []
+    def part(request, entries):
+        study = make_study([entry.sha256 for entry in entries])
+        return replace(study, question=replace(study.question, samples=request.samples))
 
-        def work(self, request, entries):
-            def steps(report, cancelled):
-                self.order.append(request.samples)
-                part = make_study([entry.sha256 for entry in entries])
-                part = replace(
-                    part,
-                    question=replace(part.question, samples=request.samples),
-                    provenance=replace(part.provenance, stopped="stopped after 3 of 8 batches"),
-                )
-                report("Reading test images", 3, 8)
-                report.publish(part)
-                self.published.set()
-                while not self.open.wait(0.01):
-                    if cancelled():
-                        return part
-                raise Cancelled("released")
-
-            return steps
-
-    slow = Slow()
-    monkeypatch.setattr(computing, "_work", slow.work)
-    yield slow
-    slow.open.set()
+    publishing.make = part
+    return publishing
 
 
 def press(app, label):
@@ -267,7 +246,7 @@ def test_the_map_shows_while_batches_come_in_and_cancel_keeps_it(
     app.run()
     assert map_figure(figures_of(app))
     words = " ".join(text.value for text in app.markdown).replace("\\", "")
-    assert "**Partial**: stopped after 3 of 8 batches" in words
+    assert "**Partial**: stopped after 4 of 10 layers" in words
     assert app.button(key="run-cka").label == "Compare in full"
     # A part is never taken for the answer.
     assert not app.get("download_button")
@@ -285,12 +264,12 @@ def test_a_second_question_waits_for_its_turn_and_can_leave_the_queue(
     assert any(caption.value == "Waiting: 1 job first" for caption in app.caption)
     assert [job.state for job in computing.registry().waiting()] == ["queued"]
     # The running one is in the sidebar, the waiting one on the page.
-    assert "3 of 8" in app.sidebar.get("progress")[0].text
+    assert "4 of 10" in app.sidebar.get("progress")[0].text
     main = [button for button in app.main.button if button.label == "Cancel"]
     main[0].click().run()
     assert computing.registry().waiting() == []
     assert app.info[0].value == "Cancelled; nothing was saved."
-    assert slow_work.order == [500]
+    assert [request.samples for request in slow_work.asked] == [500]
 
 
 # -------------------------------------------------------------------------- measures and options

@@ -238,7 +238,7 @@ def test_mean_and_deviation_do_not_depend_on_streaming(
         for stream in (False, True)
     )
     assert resident.normalisation == streamed.normalisation
-    assert isinstance(streamed.splits["train"], StreamedSplit)
+    assert isinstance(streamed.training, StreamedSplit)
 
 
 def test_mean_and_deviation_of_a_large_folder_are_measured_on_a_fixed_sample(

@@ -100,7 +100,7 @@ def test_memory_options_leave_a_run_as_it_is_and_may_change_when_it_goes_on(
 def test_stepping_block_by_block_is_stepping_once(momentum: float, config: TrainConfig) -> None:
     config = replace(config, momentum=momentum, weight_decay=0.1)
     material = prepare_material(config, download=False)
-    split = material.splits["train"]
+    split = material.training
     weights = []
     for step_per_block in (False, True):
         state = prepare_state(config, material, None)
@@ -328,7 +328,7 @@ def test_a_damaged_saved_state_is_refused(
 
 def test_equal_seeds_give_equal_steps_and_other_seeds_do_not(config: TrainConfig) -> None:
     material = prepare_material(config, download=False)
-    split = material.splits["train"]
+    split = material.training
     weights = []
     for seed in (0, 0, 1):
         state = prepare_state(replace(config, seed=seed), material, None)
