@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from scripts.make_tables import DOCUMENTS, ROOT, renewed
 
 FOLDER = ROOT / "checkpoints"
 IMAGES = ROOT / "data" / "cifar10-jpeg"
+NEEDS_IMAGES = f"needs the images in {IMAGES.relative_to(ROOT)}"
 README = (FOLDER / "README.md").read_text()
 CHECKPOINTS = sorted(FOLDER.glob("*.safetensors"))
 STUDIES = sorted(FOLDER.glob("*.study.json"))
@@ -121,14 +123,23 @@ def test_the_two_seeds_of_bp_differ_in_nothing_else(pair: str) -> None:
     assert {name for name in first if first[name] != second[name]} == {"seed"}
 
 
-@pytest.mark.parametrize("name", ["bp", "bp-seed1", "auglocal"])
-def test_the_digits_networks_have_the_accuracy_that_they_claim(name: str) -> None:
-    checkpoint = load_checkpoint(FOLDER / f"digits-{name}.safetensors")
+@cache
+def images_of(dataset: str) -> ResidentSplit:
+    """All test images of a data set."""
+    test = load_dataset(dataset).splits["test"]
+    return ResidentSplit(test.images, test.labels)
+
+
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+def test_the_networks_have_the_accuracy_that_they_claim(path: Path) -> None:
+    checkpoint = load_checkpoint(path)
     metadata = checkpoint.metadata
-    test = load_dataset("digits").splits["test"]
+    of_digits = path.stem.startswith("digits")
+    if not of_digits and not IMAGES.is_dir():
+        pytest.skip(NEEDS_IMAGES)
     accuracy = evaluate(
         checkpoint.build_backbone(),
-        ResidentSplit(test.images, test.labels),
+        images_of("digits" if of_digits else f"imagefolder:{IMAGES}"),
         metadata.mean,
         metadata.std,
     )
@@ -136,7 +147,7 @@ def test_the_digits_networks_have_the_accuracy_that_they_claim(name: str) -> Non
     assert accuracy.value == pytest.approx(metadata.accuracy["value"], abs=0.0011)
 
 
-@pytest.mark.skipif(not IMAGES.is_dir(), reason=f"needs the images in {IMAGES.relative_to(ROOT)}")
+@pytest.mark.skipif(not IMAGES.is_dir(), reason=NEEDS_IMAGES)
 @pytest.mark.parametrize(
     "path", [path for path in STUDIES if path.name.startswith("cifar")], ids=lambda path: path.name
 )
