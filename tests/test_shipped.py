@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from analysis.run import run_study
 from analysis.study import load_study
 from auglocal.batches import ResidentSplit
 from auglocal.checkpoint import load_checkpoint
+from auglocal.config import TrainConfig
 from auglocal.data import load_dataset
 from auglocal.evaluation import evaluate
 from auglocal.files import file_sha256
+from auglocal.recipe import read_recipe
 from scripts.make_tables import DOCUMENTS, ROOT, renewed
 
 FOLDER = ROOT / "checkpoints"
@@ -107,6 +110,19 @@ def test_the_networks_of_a_backbone_differ_from_bp_in_their_rule_only(
     )
     assert {name for name in first if first[name] != second[name]} == {"rule"}
     assert first["epochs"] >= 12
+
+
+@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+def test_the_command_in_readme_is_the_run_that_made_it(path: Path) -> None:
+    config = load_checkpoint(path).metadata.config
+    name, seed = re.findall(
+        rf"train --recipe (\S+) --seed (\d) --out runs/{path.stem}$", README, flags=re.MULTILINE
+    )[0]
+    recipe = asdict(TrainConfig(**read_recipe(name).values, seed=int(seed)))
+    # A checkpoint keeps no paths, and those from before an option lack it.
+    recipe["dataset"] = recipe["dataset"].replace("data/", "")
+    recipe["snapshot_epochs"] = list(recipe["snapshot_epochs"])
+    assert {option: recipe[option] for option in config} == config
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

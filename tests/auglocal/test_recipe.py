@@ -16,7 +16,7 @@ from auglocal.recipe import Recipe, read_recipe, shipped_recipes
 from auglocal.rules.registry import RULES, make_rule
 
 RECIPES = shipped_recipes()
-SHORT = [recipe for recipe in RECIPES if recipe.name.startswith("cifar10-jpeg-")]
+SHORT = [recipe for recipe in RECIPES if recipe.name.startswith(("cifar10-jpeg-", "digits-"))]
 IMAGENET = [recipe for recipe in RECIPES if recipe.name.startswith("imagenet-")]
 PUBLISHED = [recipe for recipe in RECIPES if recipe not in SHORT and recipe not in IMAGENET]
 # Number of modules in the ImageNet code: a layer each.
