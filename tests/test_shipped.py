@@ -37,10 +37,13 @@ def test_a_pair_and_a_study_of_each_data_set_are_there() -> None:
     assert [path.stem for path in CHECKPOINTS] == [
         "cifar10-jpeg-auglocal",
         "cifar10-jpeg-bp",
+        "cifar10-jpeg-resnet32-auglocal-seed1",
         "cifar10-jpeg-resnet32-auglocal",
         "cifar10-jpeg-resnet32-bp-seed1",
         "cifar10-jpeg-resnet32-bp",
         "cifar10-jpeg-resnet32-dgl",
+        "cifar10-jpeg-resnet32-infopro",
+        "cifar10-jpeg-resnet32-linear",
         "cifar10-jpeg-resnet32-predsim",
         "digits-auglocal",
         "digits-bp-seed1",
@@ -98,6 +101,8 @@ def test_what_was_measured_ends_with_what_the_checkpoint_says(path: Path) -> Non
         ("cifar10-jpeg", "auglocal"),
         ("cifar10-jpeg-resnet32", "auglocal"),
         ("cifar10-jpeg-resnet32", "dgl"),
+        ("cifar10-jpeg-resnet32", "infopro"),
+        ("cifar10-jpeg-resnet32", "linear"),
         ("cifar10-jpeg-resnet32", "predsim"),
     ],
 )
@@ -130,10 +135,12 @@ def test_the_tables_say_what_the_files_say(path: Path) -> None:
     assert renewed(path.read_text()) == path.read_text(), "run python scripts/make_tables.py"
 
 
-@pytest.mark.parametrize("pair", ["digits", "cifar10-jpeg-resnet32"])
-def test_the_two_seeds_of_bp_differ_in_nothing_else(pair: str) -> None:
+@pytest.mark.parametrize(
+    "network", ["digits-bp", "cifar10-jpeg-resnet32-bp", "cifar10-jpeg-resnet32-auglocal"]
+)
+def test_two_seeds_of_a_rule_differ_in_nothing_else(network: str) -> None:
     first, second = (
-        load_checkpoint(FOLDER / f"{pair}-bp{ending}.safetensors").metadata.config
+        load_checkpoint(FOLDER / f"{network}{ending}.safetensors").metadata.config
         for ending in ("", "-seed1")
     )
     assert {name for name in first if first[name] != second[name]} == {"seed"}
