@@ -187,7 +187,7 @@ def add_ring(figure: go.Figure, x: float, y: float, style: Style) -> None:
 
 
 # On a narrow screen each entry of a legend has a row of its own, between title and picture.
-LEGEND_ROW = 22
+LEGEND_ROW = 30
 ROWS_WITH_ROOM = 2
 
 

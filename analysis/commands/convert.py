@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from analysis.preprocessing import Evidence
 
 SUFFIX = ".safetensors"
+# Options that say what a file of others leaves open.
+ABOUT_OTHERS = (
+    *("architecture", "state", "mean", "std", "channel_order", "classes", "classes_from"),
+    *("rule", "dataset", "image_size"),
+)
 
 
 def add_convert(commands: Any) -> None:
@@ -122,8 +127,7 @@ def _check_own(options: argparse.Namespace) -> None:
             f"{name} is a checkpoint of this project already; use it as it is, or make it smaller "
             "with --weights-dtype fp16."
         )
-    about_others = ("mean", "std", "classes", "classes_from", "rule", "dataset", "image_size")
-    said = [each for each in about_others if getattr(options, each) is not None]
+    said = [each for each in ABOUT_OTHERS if getattr(options, each) is not None]
     if said:
         raise InputError(
             f"{name} is a checkpoint of this project, which says these things itself; leave out "

@@ -255,6 +255,10 @@ def test_convert_makes_a_checkpoint_of_this_project_smaller(
     assert "leave out --mean" in refused(
         *("convert", path, "--out", out, "--weights-dtype", "fp16", "--mean", "0", "--std", "1")
     )
+    assert "leave out --channel-order" in refused(
+        *("convert", path, "--out", out, "--weights-dtype", "fp16", "--channel-order", "BGR")
+    )
+    assert not out.exists()
     document = run("convert", path, "--out", out, "--weights-dtype", "fp16")
     assert document["out"] == str(out)
     assert out.stat().st_size < 0.6 * path.stat().st_size
