@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from auglocal.checkpoint import (
     Checkpoint,
     CheckpointMetadata,
     check_finite,
+    drop_auxiliary,
     is_published,
     load_checkpoint,
     read_metadata,
@@ -281,27 +282,46 @@ def adopt(examined: Examined, choices: Choices, folder: Path) -> Path:
     return path
 
 
-def adopt_as(
-    examined: Examined, choices: Choices, path: Path, weights_dtype: str | None = None
-) -> Path:
-    """Write a file from outside as a checkpoint of ours, to a path; otherwise as `adopt`.
+@dataclass(frozen=True)
+class Shrinking:
+    """What to take from a checkpoint so that its file is smaller.
 
-    `weights_dtype` rounds its trained values, as `auglocal.checkpoint.round_weights`.
+    Attributes:
+        weights_dtype: fp32, bf16 or fp16: the type of its trained values, as
+            `auglocal.checkpoint.round_weights`; None leaves them as they are.
+        backbone_only: leave out its auxiliary networks.
     """
-    checkpoint = make_checkpoint(examined, choices)
-    if weights_dtype is not None:
-        checkpoint = round_weights(checkpoint, weights_dtype)
-    write_checkpoint(path, checkpoint)
+
+    weights_dtype: str | None = None
+    backbone_only: bool = False
+
+    def __call__(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint without what is taken from it."""
+        if self.backbone_only:
+            checkpoint = drop_auxiliary(checkpoint)
+        if self.weights_dtype is not None:
+            checkpoint = round_weights(checkpoint, self.weights_dtype)
+        return checkpoint
+
+
+NOTHING_TAKEN = Shrinking()
+
+
+def adopt_as(
+    examined: Examined, choices: Choices, path: Path, shrink: Shrinking = NOTHING_TAKEN
+) -> Path:
+    """Write a file from outside as a checkpoint of ours, to a path; otherwise as `adopt`."""
+    write_checkpoint(path, shrink(make_checkpoint(examined, choices)))
     return path
 
 
-def rewrite_own(path: Path, out: Path, weights_dtype: str) -> None:
-    """Write a checkpoint of ours again with its trained values in another type.
+def rewrite_own(path: Path, out: Path, shrink: Shrinking) -> None:
+    """Write a checkpoint of ours again, smaller.
 
     Args:
         path: of ours.
         out: file to write.
-        weights_dtype: fp32, bf16 or fp16.
+        shrink: what to take from it.
 
     Raises:
         InputError: the file cannot be read.
@@ -309,7 +329,7 @@ def rewrite_own(path: Path, out: Path, weights_dtype: str) -> None:
     """
     with translated_errors():
         read = _read_published if is_published(read_metadata(path)) else load_checkpoint
-        write_checkpoint(out, round_weights(read(path), weights_dtype))
+        write_checkpoint(out, shrink(read(path)))
 
 
 def settle(checkpoint: Checkpoint, choices: Choices | None) -> Checkpoint:

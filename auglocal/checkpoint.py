@@ -171,6 +171,11 @@ def round_weights(checkpoint: Checkpoint, weights_dtype: str) -> Checkpoint:
     )
 
 
+def drop_auxiliary(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint of the backbone alone; what was measured of its auxiliary networks stays."""
+    return replace(checkpoint, auxiliary={})
+
+
 def _rounded(tensors: Mapping[str, Tensor], weights_dtype: str) -> dict[str, Tensor]:
     """Trained values in another type; buffers stay, as half precision would lose small variances.
 

@@ -68,6 +68,11 @@ def add_convert(commands: Any) -> None:
         help="of the trained values in NEW, auxiliary networks too; BatchNorm's "
         "statistics stay. Also for a checkpoint of this project (default: as they are)",
     )
+    add(
+        "--backbone-only",
+        action="store_true",
+        help="leave out its auxiliary networks. Also for a checkpoint of this project",
+    )
     add_file_options(parser)
     add_evidence_options(parser)
     add("--json", action="store_true", help="print one JSON document")
@@ -78,10 +83,11 @@ def run_convert(options: argparse.Namespace) -> None:
     from analysis.examining import examine, limits_of  # torch: not for --help
     from analysis.inspection import describe_file
     from analysis.models import open_model
-    from analysis.opening import adopt_as, is_own, rewrite_own
+    from analysis.opening import Shrinking, adopt_as, is_own, rewrite_own
     from analysis.preprocessing import evidence_record
 
     _check_paths(options)
+    shrink = Shrinking(options.weights_dtype, options.backbone_only)
     own = is_own(options.checkpoint)
     if own:
         _check_own(options)
@@ -90,10 +96,10 @@ def run_convert(options: argparse.Namespace) -> None:
         examined = examine(options.checkpoint, folder, file_choices(options), limits=limits)
     if own:
         evidence = None
-        rewrite_own(options.checkpoint, options.out, options.weights_dtype)
+        rewrite_own(options.checkpoint, options.out, shrink)
     else:
         choices, evidence = _choose(options, examined)
-        adopt_as(examined, choices, options.out, options.weights_dtype)
+        adopt_as(examined, choices, options.out, shrink)
     model = open_model(options.out, auxiliaries=True, max_bytes=options.max_bytes)
     document = {
         "out": str(options.out),
@@ -120,12 +126,12 @@ def _check_paths(options: argparse.Namespace) -> None:
 
 
 def _check_own(options: argparse.Namespace) -> None:
-    """Of a checkpoint of ours, only the type of its values can change."""
+    """A checkpoint of ours can only be made smaller."""
     name = options.checkpoint.name
-    if options.weights_dtype is None:
+    if options.weights_dtype is None and not options.backbone_only:
         raise InputError(
             f"{name} is a checkpoint of this project already; use it as it is, or make it smaller "
-            "with --weights-dtype fp16."
+            "with --weights-dtype fp16 or --backbone-only."
         )
     said = [each for each in ABOUT_OTHERS if getattr(options, each) is not None]
     if said:

@@ -274,6 +274,19 @@ def test_convert_makes_a_checkpoint_of_this_project_smaller(
     assert new["layers"] == old["layers"]
 
 
+def test_convert_leaves_out_auxiliary_networks_where_asked(run, tmp_path: Path) -> None:
+    path, out = SHIPPED / "digits-auglocal.safetensors", tmp_path / "backbone.safetensors"
+    document = run("convert", path, "--out", out, "--backbone-only")
+    assert document["auxiliary_networks"] == []
+    before, after = load_checkpoint(path), load_checkpoint(out)
+    assert before.auxiliary
+    assert not after.auxiliary
+    assert after.metadata == before.metadata
+    assert set(after.backbone) == set(before.backbone)
+    for key, tensor in before.backbone.items():
+        torch.testing.assert_close(after.backbone[key], tensor, rtol=0, atol=0)
+
+
 def test_convert_refuses_what_it_cannot_write(refused, run, wrapped: Path, tmp_path: Path) -> None:
     out = tmp_path / "new.safetensors"
     out.write_text("mine")
