@@ -1,4 +1,4 @@
-"""A study in, a small picture of it out: SVG text that a browser draws without any library.
+"""A study in, small pictures of it out: SVG text that a browser draws without any library.
 
 Lines and letters take the colour of the page around them (`currentColor`) unless another is given.
 Names come from files and are escaped.
@@ -10,18 +10,15 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from analysis.cka_result import CKAPair
-from analysis.rule_styles import Style, checkpoint_styles, network_titles
+from analysis.rule_styles import Style
 from analysis.study import Study
+from analysis.study_panels import Curve, Panel, study_panels
 
-FloatArray = npt.NDArray[np.floating[Any]]
-
-WIDTH, HEIGHT = 300, 190  # of one panel, in SVG units
+WIDTH, HEIGHT = 300, 190  # of a picture without its legend, in SVG units
 LEFT, RIGHT, TOP, BOTTOM = 34, 8, 26, 24
 LETTERS = 11
 FONTS = "system-ui, Segoe UI, Roboto, Helvetica, Arial, sans-serif"
@@ -34,149 +31,97 @@ DASHES = {
     "dashdot": "6 3 1.5 3",
     "longdashdot": "9 3 1.5 3",
 }
-CEILING = Style("currentColor", "dash", "")
-FLOOR = Style("currentColor", "dot", "")
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Values by depth, (L,), with the ends of their intervals, NaN where there are none."""
-
-    name: str
-    style: Style
-    values: FloatArray
-    low: FloatArray
-    high: FloatArray
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One plot: curves over relative depth, 0 the first layer and 1 the last."""
+class Thumbnail:
+    """A small picture: its title, and an SVG document."""
 
     title: str
-    curves: Sequence[Curve]
+    svg: str
 
 
-def study_thumbnail(study: Study, ink: str = "currentColor") -> str:
-    """Draw what a study says, each measure it holds as a panel.
-
-    Similarity of layers at the same depth with the first network, and accuracy of linear probes;
-    95% intervals as bands, the study's ceiling and floor as grey lines.
+def study_thumbnails(study: Study, ink: str = "currentColor") -> tuple[Thumbnail, ...]:
+    """Draw what a study says, a picture for each panel of `study_panels`.
 
     Args:
         study: of any measures.
         ink: colour of letters and axes; a picture shown as a file does not know the page's.
 
     Returns:
-        an SVG element; empty text where there is nothing that a panel could show.
+        pictures of one height; none where there is nothing that a panel could show.
     """
-    panels = [panel for panel in (_similarity_panel(study), _probe_panel(study)) if panel.curves]
-    return draw_panels(panels).replace("currentColor", ink) if panels else ""
-
-
-def _similarity_panel(study: Study) -> Panel:
-    """Every other network against the first, at the same depth."""
-    if study.cka is None or len(study.models) < 2:
-        return Panel("", ())
-    first, *others = study.models
-    titles = network_titles(study.question.checkpoints)
-    styles = checkpoint_styles(_rules(study))
-    shown = [(name, styles[name]) for name in others]
-    for role, style in (("ceiling", CEILING), ("floor", FLOOR)):
-        reference = study.reference(role)
-        if reference is not None:
-            shown.append((reference, style))
-    curves = [
-        _same_depth(study.cka.pair(first, name), titles[name], style) for name, style in shown
-    ]
-    return Panel(f"CKA with {titles[first]}, same depth", curves)
-
-
-def _same_depth(pair: CKAPair, name: str, style: Style) -> Curve:
-    """The cells of a map at the same relative depth."""
-    cells = np.arange(len(pair.rows)), pair.same_depth()
-    return Curve(name, style, pair.values[cells], pair.low[cells], pair.high[cells])
-
-
-def _probe_panel(study: Study) -> Panel:
-    """Accuracy of the linear probes of every network that is compared."""
-    titles, styles = network_titles(study.question.checkpoints), checkpoint_styles(_rules(study))
-    curves = [
-        Curve(titles[probe.model], styles[probe.model], probe.accuracy, probe.low, probe.high)
-        for probe in study.probes
-        if probe.model in study.models
-    ]
-    return Panel("Accuracy of linear probes", curves)
-
-
-def _rules(study: Study) -> dict[str, str]:
-    """Rules by name of all networks of a study."""
-    return {entry.name: entry.rule for entry in study.question.checkpoints}
+    panels = study_panels(study)
+    rows = max((_legend_rows(panel) for panel in panels), default=0)
+    return tuple(
+        Thumbnail(panel.title, draw_panel(panel, rows).replace("currentColor", ink))
+        for panel in panels
+    )
 
 
 # ------------------------------------------------------------------------------------- drawing
 
 
-def draw_panels(panels: Sequence[Panel]) -> str:
-    """Draw panels side by side, with one legend a panel.
+def _legend_rows(panel: Panel) -> int:
+    """Lines of a legend, two names each."""
+    return math.ceil(len(panel.curves) / 2)
+
+
+def draw_panel(panel: Panel, legend_rows: int | None = None) -> str:
+    """Axes, curves and legend of a panel.
+
+    Args:
+        panel: with at least one curve.
+        legend_rows: lines to leave room for; by default, those that its legend has.
 
     Returns:
         an SVG element.
     """
-    rows = max(len(panel.curves) for panel in panels)
-    height = HEIGHT + 16 * math.ceil(rows / 2)
-    # One panel as wide as two: stretched to a page's width, its letters are those of the others.
-    width = WIDTH * max(2, len(panels))
-    label = html.escape("; ".join(panel.title for panel in panels))
-    body = "".join(
-        f'<g transform="translate({index * WIDTH},0)">{_panel(panel)}</g>'
-        for index, panel in enumerate(panels)
-    )
+    height = HEIGHT + 16 * (_legend_rows(panel) if legend_rows is None else legend_rows)
+    title = html.escape(panel.title)
+    heading = f'<text x="{LEFT}" y="14" font-weight="600">{title}</text>'
+    top = 1.0 if panel.top is None else panel.top
+    bands = "".join(_band(curve, top) for curve in panel.curves)
+    lines = "".join(_line(curve, top) for curve in panel.curves)
+    body = f"{heading}{_axes(panel.ticks, top)}{bands}{lines}{_legend(panel.curves)}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{label}" width="{width}" height="{height}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{title}" width="{WIDTH}" height="{height}" '
         f'font-family="{FONTS}" font-size="{LETTERS}" fill="currentColor">{body}</svg>'
     )
 
 
-def _panel(panel: Panel) -> str:
-    """Axes, curves and legend of one panel."""
-    title = f'<text x="{LEFT}" y="14" font-weight="600">{html.escape(panel.title)}</text>'
-    bands = "".join(_band(curve) for curve in panel.curves)
-    lines = "".join(_line(curve) for curve in panel.curves)
-    return f"<g>{title}{_axes()}{bands}{lines}{_legend(panel.curves)}</g>"
-
-
-def _axes() -> str:
-    """Lines at 0, a half and 1, and the name of the horizontal axis."""
+def _axes(ticks: Sequence[str], top: float) -> str:
+    """Lines at 0, half of the top and the top, and the ticks below, evenly from end to end."""
     parts = []
-    for value in (0.0, 0.5, 1.0):
-        y = _y(value)
+    for value in (0.0, top / 2, top):
+        y = _y(value, top)
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:g}" y2="{y:g}" '
             'stroke="currentColor" stroke-opacity="0.18"/>'
             f'<text x="{LEFT - 5}" y="{y + 4:g}" text-anchor="end" '
             f'fill-opacity="0.75">{value:g}</text>'
         )
-    for x, anchor, name in (
-        (LEFT, "start", "first layer"),
-        (WIDTH - RIGHT, "end", "last layer"),
-    ):
+    for index, tick in enumerate(ticks):
+        x = LEFT + (WIDTH - LEFT - RIGHT) * index / max(len(ticks) - 1, 1)
+        anchor = "start" if index == 0 else "end" if index == len(ticks) - 1 else "middle"
         parts.append(
-            f'<text x="{x}" y="{HEIGHT - BOTTOM + 15}" text-anchor="{anchor}" '
-            f'fill-opacity="0.75">{name}</text>'
+            f'<text x="{x:g}" y="{HEIGHT - BOTTOM + 15}" text-anchor="{anchor}" '
+            f'fill-opacity="0.75">{html.escape(tick)}</text>'
         )
     return "".join(parts)
 
 
 def _x(curve: Curve, index: int) -> float:
-    last = max(len(curve.values) - 1, 1)
-    return LEFT + (WIDTH - LEFT - RIGHT) * index / last
+    place = index / max(len(curve.values) - 1, 1)
+    if curve.places is not None:
+        place = float(curve.places[index])
+    return LEFT + (WIDTH - LEFT - RIGHT) * place
 
 
-def _y(value: float) -> float:
-    """Height of a value; what lies outside 0 to 1 is drawn at the edge."""
-    share = min(max(value, 0.0), 1.0)
+def _y(value: float, top: float) -> float:
+    """Height of a value; what lies outside 0 to `top` is drawn at the edge."""
+    share = min(max(value / top, 0.0), 1.0)
     return TOP + (HEIGHT - TOP - BOTTOM) * (1 - share)
 
 
@@ -195,12 +140,12 @@ def _points(places: Iterable[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
 
 
-def _band(curve: Curve) -> str:
+def _band(curve: Curve, top: float) -> str:
     """The 95% interval around a curve."""
     shapes = []
     for run in _runs(np.isfinite(curve.low) & np.isfinite(curve.high)):
-        over = [(_x(curve, index), _y(float(curve.high[index]))) for index in run]
-        under = [(_x(curve, index), _y(float(curve.low[index]))) for index in reversed(run)]
+        over = [(_x(curve, index), _y(float(curve.high[index]), top)) for index in run]
+        under = [(_x(curve, index), _y(float(curve.low[index]), top)) for index in reversed(run)]
         shapes.append(
             f'<polygon points="{_points([*over, *under])}" fill="{curve.style.colour}" '
             'fill-opacity="0.18"/>'
@@ -208,11 +153,11 @@ def _band(curve: Curve) -> str:
     return "".join(shapes)
 
 
-def _line(curve: Curve) -> str:
+def _line(curve: Curve, top: float) -> str:
     """The values themselves; a dot for one that stands alone."""
     shapes = []
     for run in _runs(np.isfinite(curve.values)):
-        places = [(_x(curve, index), _y(float(curve.values[index]))) for index in run]
+        places = [(_x(curve, index), _y(float(curve.values[index]), top)) for index in run]
         if len(places) == 1:
             x, y = places[0]
             shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{curve.style.colour}"/>')

@@ -90,6 +90,12 @@ def study_heading(study: Study) -> str:
     return f"{study.question.dataset_title}, {backbones}"
 
 
+def study_images(study: Study) -> str:
+    """What a study looked at: its images and its backbones."""
+    images = f"{study.question.samples:,} {study.question.split} images"
+    return f"{study_heading(study)}, {images}"
+
+
 def similarity(pair: CKAPair, row: int, column: int) -> str:
     """A similarity with its interval, as it stands in a sentence."""
     value = f"CKA {pair.values[row, column]:.3f}"

@@ -6,12 +6,19 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from analysis.dynamics import DynamicsMap
 from app import texts
-from app.sources.dynamics import Run
+
+if TYPE_CHECKING:
+    from app.sources.dynamics import Run
 
 COLUMNS = ("run", "measure", "against", "epoch", "layer", "value", "low", "high", "reason")
+NEAR = 0.9  # a CKA with its end from which on a layer hardly changes
 NO_SNAPSHOTS = (
     "keeps fewer than two snapshots, so its layers cannot be compared along training. Train with "
     "`--snapshot-epochs 0,1,2,4,8`, say; with `--snapshot-dtype fp16` they take half the room."
@@ -65,29 +72,37 @@ def ends(runs: Sequence[Run]) -> str:
     return f"Mind that {' and '.join(early)}." if early else ""
 
 
-def slowest(part: DynamicsMap, name: str, level: float = 0.9) -> str:
-    """One sentence on when layers come near their end; markdown-safe.
+def arrival(
+    values: npt.NDArray[np.floating], epochs: Sequence[int], level: float = NEAR
+) -> int | None:
+    """The epoch from which on a layer's CKA with its end, (E,), stays at or above `level`.
 
-    The epoch from which on a layer's CKA with its end stays at or above `level`.
+    None where no value of its end is known.
     """
+    if not math.isfinite(values[-1]):
+        return None
+    row = len(values) - 1
+    while row > 0 and values[row - 1] >= level:
+        row -= 1
+    return epochs[row]
+
+
+def slowest(part: DynamicsMap, name: str, level: float = NEAR) -> str:
+    """One sentence on when layers come near their end; markdown-safe."""
     epochs = part.trajectory.epochs
-    arrival: dict[str, int] = {}
-    for column, layer in enumerate(part.layers):
-        values = part.values[:, column]
-        if not math.isfinite(values[-1]):
-            continue
-        row = len(values) - 1
-        while row > 0 and values[row - 1] >= level:
-            row -= 1
-        arrival[layer] = epochs[row]
-    if not arrival:
+    found = {
+        layer: arrival(part.values[:, column], epochs, level)
+        for column, layer in enumerate(part.layers)
+    }
+    arrived = {layer: epoch for layer, epoch in found.items() if epoch is not None}
+    if not arrived:
         return ""
-    first = min(arrival, key=lambda layer: arrival[layer])
-    last = max(arrival, key=lambda layer: arrival[layer])
+    first = min(arrived, key=lambda layer: arrived[layer])
+    last = max(arrived, key=lambda layer: arrived[layer])
     start = f"In {texts.plain(name)}, "
-    if arrival[first] == arrival[last]:
-        return f"{start}all layers stay above a CKA of {level:g} from epoch {arrival[first]} on."
+    if arrived[first] == arrived[last]:
+        return f"{start}all layers stay above a CKA of {level:g} from epoch {arrived[first]} on."
     return (
         f"{start}{texts.plain(first)} stays above a CKA of {level:g} with its end from epoch "
-        f"{arrival[first]} on, {texts.plain(last)} only from epoch {arrival[last]} on."
+        f"{arrived[first]} on, {texts.plain(last)} only from epoch {arrived[last]} on."
     )

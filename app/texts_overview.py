@@ -1,30 +1,45 @@
-"""What is seen in a study, in one sentence that its numbers make."""
+"""What is seen in a study, in sentences that its numbers make."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from analysis.cka import CKAPair
-from analysis.probes import ProbeResult
+from analysis.dynamics import DynamicsMap, trajectories
 from analysis.rule_styles import network_titles
 from analysis.study import Study
-from app.texts import plain, probe_value, similarity
+from analysis.study_panels import (
+    DIMENSION,
+    approaching,
+    half_way,
+    reading,
+    run_titles,
+    settling,
+)
+from app.texts import percent, plain, similarity
+from app.texts_dynamics import NEAR, arrival
+
+ROLES = ("ceiling", "floor")
 
 
-def seen_in(study: Study) -> str:
-    """One sentence on what a study shows, with its numbers; markdown-safe.
+def seen_in(study: Study) -> list[str]:
+    """Sentences on what a study shows, one a measure, with its numbers; markdown-safe.
 
-    Of two networks it names the depths of highest and lowest similarity and the probes half-way; of
-    more, who half-way is most and least like the first, beside the study's references, and from
-    whom probes read most and least. It says whether the intervals of the probes overlap, so that it
-    is true whichever way the numbers come out.
+    Of two networks: the depths of highest and lowest similarity, and probes and the dimension of
+    features half-way. Of more: who half-way is most and least like the first, beside the study's
+    references, and from whom probes read most and least. Of snapshots: from when on the layer
+    half-way is near its end, and what it is like then. They say whether intervals overlap, so that
+    they are true whichever way the numbers come out.
     """
-    parts = TWO if len(study.models) < 3 else SEVERAL
-    text = "; ".join(filter(None, (part(study) for part in parts)))
-    text = text or "no value of this study is defined"
-    return text[0].upper() + text[1:] + "."
+    if trajectories(study):
+        sentences = [_settled(study), _approached(study), _read_at_the_end(study)]
+    else:
+        alike = _extremes_of_two(study) if len(study.models) < 3 else _likeness_of_several(study)
+        sentences = [alike, _probes(study), _dimension(study)]
+    found = [sentence for sentence in sentences if sentence]
+    return found or ["No value of this study is defined."]
 
 
 @dataclass(frozen=True)
@@ -45,30 +60,35 @@ class Similar:
 
 
 @dataclass(frozen=True)
-class Read:
-    """What a probe reads from a layer."""
+class Reading:
+    """A value of a layer of a network, which people call `title`; markdown-safe."""
 
-    probe: ProbeResult
-    index: int
-
-    @property
-    def value(self) -> float:
-        """Accuracy; NaN where it is undefined."""
-        return float(self.probe.accuracy[self.index])
-
-    @property
-    def layer(self) -> str:
-        """Its name, markdown-safe."""
-        return plain(self.probe.layers[self.index])
+    title: str
+    layer: str
+    value: float
+    low: float
+    high: float
+    write: Callable[[float], str]
 
     def __str__(self) -> str:
-        return probe_value(self.probe, self.index)
+        return self.with_interval("")
+
+    def with_interval(self, name: str) -> str:
+        """The value; in brackets what it is and its interval, as far as there are any."""
+        ends = ""
+        if math.isfinite(self.low):
+            ends = f"{self.write(self.low)} to {self.write(self.high)}"
+        brackets = ", ".join(filter(None, (name, f"95% {ends}" if name and ends else ends)))
+        return f"{self.write(self.value)} ({brackets})" if brackets else self.write(self.value)
 
 
 def _titles(study: Study) -> Mapping[str, str]:
     """What to call the networks, by name; markdown-safe."""
     titles = network_titles(study.question.checkpoints)
     return {name: plain(title) for name, title in titles.items()}
+
+
+# ------------------------------------------------------------------------------------ similarity
 
 
 def _extremes_of_two(study: Study) -> str:
@@ -82,8 +102,8 @@ def _extremes_of_two(study: Study) -> str:
         return ""
     highest, lowest = (choose(cells, key=lambda cell: cell.value) for choose in (max, min))
     return (
-        f"at equal depth the two networks are most alike at {plain(pair.rows[highest.cell[0]])} "
-        f"({highest}) and least alike at {plain(pair.rows[lowest.cell[0]])} ({lowest})"
+        f"At equal depth the two networks are most alike at {plain(pair.rows[highest.cell[0]])} "
+        f"({highest}) and least alike at {plain(pair.rows[lowest.cell[0]])} ({lowest})."
     )
 
 
@@ -107,60 +127,138 @@ def _likeness_of_several(study: Study) -> str:
     least, *_, most = ranked
     layer = plain(most.pair.rows[most.cell[0]])
     text = (
-        f"half-way, at {layer}, {titles[most.name]} is most like {titles[first]} ({most}) and "
+        f"Half-way, at {layer}, {titles[most.name]} is most like {titles[first]} ({most}) and "
         f"{titles[least.name]} least ({least})"
     )
     references = [found[name] for name in map(study.reference, ROLES) if name in found]
     beside = " and ".join(f"{titles[other.name]} ({other})" for other in references)
-    return f"{text}, beside {beside}" if beside else text
+    return f"{text}, beside {beside}." if beside else f"{text}."
 
 
-def _half_way(study: Study) -> list[Read]:
-    """What probes read from the networks that are compared, half-way; undefined ones left out."""
+# ------------------------------------------------------------------------- probes and dimension
+
+
+def _probes(study: Study) -> str:
+    """What probes read half-way: from two networks, or from whom most and least."""
+    titles = _titles(study)
+    found = []
+    for probe in study.probes:
+        if probe.model in study.models:
+            at = (len(probe.layers) - 1) // 2
+            ends = (float(probe.low[at]), float(probe.high[at]))
+            value = float(probe.accuracy[at])
+            layer = plain(probe.layers[at])
+            found.append(Reading(titles[probe.model], layer, value, *ends, percent))
+    found = [read for read in found if math.isfinite(read.value)]
+    if len(found) < 2:
+        return ""
+    first, second = found[0], found[-1]
+    if len(found) == 2:
+        return (
+            f"Half-way, at {first.layer}, a linear probe is right on {first} of the images from "
+            f"{first.title} and on {second} from {second.title}{_overlap(first, second)}."
+        )
+    least, *_, most = sorted(found, key=lambda read: read.value)
+    return (
+        f"Half-way, a linear probe is right most often on {most.title}, {most} of the images, and "
+        f"least often on {least.title}, {least}{_overlap(most, least)}."
+    )
+
+
+def _dimension(study: Study) -> str:
+    """Over how many directions features spread half-way, most and least."""
+    titles = _titles(study)
+    found = []
+    for result in study.geometry:
+        if result.model in study.models and DIMENSION in result.measures:
+            at = (len(result.layers) - 1) // 2
+            low, high = (
+                float(ends[DIMENSION][at]) if DIMENSION in ends else math.nan
+                for ends in (result.low, result.high)
+            )
+            value = float(result.values[DIMENSION][at])
+            layer = plain(result.layers[at])
+            found.append(Reading(titles[result.model], layer, value, low, high, "{:.1f}".format))
+    found = [read for read in found if math.isfinite(read.value)]
+    if len(found) < 2:
+        return ""
+    least, *_, most = sorted(found, key=lambda read: read.value)
+    words = ("more", "fewer") if len(found) == 2 else ("most", "fewest")
+    return (
+        f"Half-way, the features of {most.title} spread over {words[0]} directions, "
+        f"{most.with_interval('participation ratio')}, and those of {least.title} over {words[1]}, "
+        f"{least}{_overlap(most, least)}."
+    )
+
+
+def _overlap(first: Reading, second: Reading) -> str:
+    """What the intervals of two values do; empty where one has none."""
+    if not all(map(math.isfinite, (first.low, first.high, second.low, second.high))):
+        return ""
+    apart = first.low > second.high or second.low > first.high
+    return f", intervals that {'do not overlap' if apart else 'overlap'}"
+
+
+# ------------------------------------------------------------------------------------- snapshots
+
+
+def _half_way_at(part: DynamicsMap, row: int, title: str, write: Callable[[float], str]) -> Reading:
+    """A run's value of the layer half-way after one of its epochs."""
+    at = (row, half_way(part))
+    ends = (float(part.low[at]), float(part.high[at]))
+    return Reading(title, plain(part.layers[at[1]]), float(part.values[at]), *ends, write)
+
+
+def _settled(study: Study) -> str:
+    """From when on each run's layer half-way is near its end."""
+    titles = run_titles(study)
+    found = []
+    for part in settling(study):
+        epoch = arrival(part.values[:, half_way(part)], part.trajectory.epochs)
+        if epoch is not None:
+            title = plain(titles[part.trajectory.names[-1]])
+            found.append((plain(part.layers[half_way(part)]), f"{title} from epoch {epoch} on"))
+    if not found:
+        return ""
+    return (
+        f"Half-way, at {found[0][0]}, the CKA of a run's snapshots with its own end stays at "
+        f"{NEAR:g} or above: {_listed([words for _, words in found])}."
+    )
+
+
+def _approached(study: Study) -> str:
+    """How like the first run's end the others start and end."""
+    titles = {name: plain(title) for name, title in run_titles(study).items()}
+    first = next(iter(trajectories(study)))
+    sentences = []
+    for part in approaching(study):
+        title, epochs = titles[part.trajectory.names[-1]], part.trajectory.epochs
+        ends = [_half_way_at(part, row, title, "{:.3f}".format) for row in (0, -1)]
+        if all(math.isfinite(each.value) for each in ends):
+            start, end = (each.with_interval("") for each in ends)
+            sentences.append(
+                f"{title}'s CKA with {titles[first.names[-1]]}'s end goes there from {start} after "
+                f"epoch {epochs[0]} to {end} after epoch {epochs[-1]}."
+            )
+    return " ".join(sentences)
+
+
+def _read_at_the_end(study: Study) -> str:
+    """What probes read from every run's last snapshot."""
+    titles = {name: plain(title) for name, title in run_titles(study).items()}
     found = [
-        Read(probe, (len(probe.layers) - 1) // 2)
-        for probe in study.probes
-        if probe.model in study.models
+        _half_way_at(part, -1, titles[part.trajectory.names[-1]], percent)
+        for part in reading(study)
     ]
-    return [read for read in found if math.isfinite(read.value)]
+    found = [read for read in found if math.isfinite(read.value)]
+    words = [
+        f"{read}{'' if index else ' of the images'} from {read.title}"
+        for index, read in enumerate(found)
+    ]
+    return f"A linear probe there is right in the end on {_listed(words)}." if words else ""
 
 
-def _probes_of_two(study: Study) -> str:
-    """What probes read half-way from two networks."""
-    read = _half_way(study)
-    if len(read) < 2:
-        return ""
-    titles, (first, second) = _titles(study), read
-    return (
-        f"half-way, at {first.layer}, a linear probe is right on {first} of the images from "
-        f"{titles[first.probe.model]} and on {second} from {titles[second.probe.model]}, "
-        f"intervals that {_overlap(first, second)}"
-    )
-
-
-def _probes_of_several(study: Study) -> str:
-    """From whom probes read most and from whom least half-way."""
-    read = sorted(_half_way(study), key=lambda probe: probe.value)
-    if len(read) < 2:
-        return ""
-    titles, (least, *_, most) = _titles(study), read
-    return (
-        f"there, a linear probe is right most often on {titles[most.probe.model]}, {most} of the "
-        f"images, and least often on {titles[least.probe.model]}, {least}, intervals that "
-        f"{_overlap(most, least)}"
-    )
-
-
-def _overlap(first: Read, second: Read) -> str:
-    """What the intervals of two probes do."""
-    apart = (
-        first.probe.low[first.index] > second.probe.high[second.index]
-        or second.probe.low[second.index] > first.probe.high[first.index]
-    )
-    return "do not overlap" if apart else "overlap"
-
-
-ROLES = ("ceiling", "floor")
-Part = Callable[[Study], str]
-TWO: tuple[Part, ...] = (_extremes_of_two, _probes_of_two)
-SEVERAL: tuple[Part, ...] = (_likeness_of_several, _probes_of_several)
+def _listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last

@@ -19,6 +19,7 @@ from app.sources.studies import Request
 FOLDER = "folder"
 NARROWEST_FIGURE = 400  # pixels, below which names on axes collide
 NARROWEST_BOX = 260  # pixels, which show a checkpoint's name
+NARROWEST_NUMBER = 130  # pixels of a number with its title
 PICTURE = "picture_form"
 PICTURES = ("png", "svg")
 SETTINGS = ("samples", "seed", "batch_size", "split", "balanced")
@@ -33,9 +34,17 @@ def side_by_side() -> tuple[DeltaGenerator, DeltaGenerator]:
     return grid.cell(), grid.cell()
 
 
-def row_of(count: int) -> list[DeltaGenerator]:
-    """Places for boxes in a row, which wraps where the window is narrow."""
-    grid = st.grid(count, min_column_width=NARROWEST_BOX)
+def row_of(
+    count: int, columns: int | None = None, narrowest: int = NARROWEST_BOX
+) -> list[DeltaGenerator]:
+    """Places for boxes in a row, which wraps where the window is narrow.
+
+    Args:
+        count: of places.
+        columns: at most so many beside each other; all by default.
+        narrowest: pixels that a place needs.
+    """
+    grid = st.grid(count if columns is None else columns, min_column_width=narrowest)
     return [grid.cell() for _ in range(count)]
 
 

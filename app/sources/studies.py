@@ -19,6 +19,7 @@ from analysis.errors import InputError
 from analysis.request import StudyRequest
 from analysis.similarity import MEASURES, SimilarityResult
 from analysis.study import Study, StudyCheckpoint, load_study
+from analysis.study_panels import study_panels
 from app.sources import datasets, folders
 from auglocal.errors import WorkError, writing
 from auglocal.files import write_whole
@@ -133,20 +134,16 @@ def _read_study(path: str, size: int, changed: int) -> Study:
 def pairs() -> list[Study]:
     """Studies of two networks or more with CKA and probes: CIFAR-10 before digits before others.
 
-    Those of snapshots are left out, as from `cards`.
+    Those of snapshots are left out.
     """
-    return [
-        file.study
-        for file in cards()
-        if file.study.cka and len(file.study.models) > 1 and file.study.probes
-    ]
+    studies = [file.study for file in cards() if not trajectories(file.study)]
+    return [study for study in studies if study.cka and len(study.models) > 1 and study.probes]
 
 
 def cards() -> list[StudyFile]:
     """Studies that a picture can be drawn of, shipped and opened ones, not answers to a question.
 
-    CIFAR-10 before digits before others. Studies of snapshots are left out: the page Dynamics shows
-    them.
+    CIFAR-10 before digits before others, and networks before snapshots.
     """
     order = {"CIFAR-10 (JPEG)": 0, "scikit-learn digits": 1}
     found = [
@@ -155,13 +152,16 @@ def cards() -> list[StudyFile]:
         if (file.shipped or len(file.path.name.split(".")[0]) == OPENED_NAME)
         and has_card(file.study)
     ]
-    return sorted(found, key=lambda file: order.get(file.study.question.dataset_title, 2))
+
+    def place(file: StudyFile) -> tuple[int, bool]:
+        return order.get(file.study.question.dataset_title, 2), bool(trajectories(file.study))
+
+    return sorted(found, key=place)
 
 
 def has_card(study: Study) -> bool:
-    """Whether a picture of its networks can be drawn, and they are no snapshots."""
-    is_drawn = bool(study.probes) or (study.cka is not None and len(study.models) > 1)
-    return is_drawn and not trajectories(study)
+    """Whether a picture can be drawn of it."""
+    return bool(study_panels(study))
 
 
 def short_key(study: Study) -> str:

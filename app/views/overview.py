@@ -9,7 +9,7 @@ import streamlit as st
 from analysis.dynamics import trajectories
 from analysis.rule_styles import network_titles
 from analysis.study import Study
-from analysis.thumbnails import study_thumbnail
+from analysis.thumbnails import study_thumbnails
 from app import jobs, links, several, texts, texts_overview, widgets
 from app.sources import checkpoints, studies
 from auglocal.errors import WorkError
@@ -28,38 +28,41 @@ def draw_card(file: studies.StudyFile) -> None:
     """One study: what it is about, what is seen, its picture, and the ways on."""
     study = file.study
     with st.container(border=True, key=f"card-{file.path.name.split('.')[0]}"):
-        st.subheader(texts.plain(texts.study_heading(study)), anchor=False)
-        is_pair = len(study.models) < 3
-        words, picture = widgets.side_by_side() if is_pair else (st.container(), st.container())
-        with words:
+        st.subheader(texts.plain(study.title or texts.study_heading(study)), anchor=False)
+        st.caption(texts.plain(texts.study_images(study)))
+        if not trajectories(study):
             draw_accuracies(study)
-            st.markdown(texts_overview.seen_in(study))
-            draw_ways_on(study)
-        with picture:
-            picture_of = study_thumbnail(study, INK[st.context.theme.type or "light"])
-            st.image(picture_of, width="stretch")
+        st.markdown("\n".join(f"- {sentence}" for sentence in texts_overview.seen_in(study)))
+        pictures = study_thumbnails(study, INK[st.context.theme.type or "light"])
+        for place, picture in zip(widgets.row_of(len(pictures)), pictures, strict=True):
+            with place:
+                st.image(picture.svg, width="stretch", alt=picture.title)
+        draw_ways_on(study)
 
 
 def draw_accuracies(study: Study) -> None:
     """Accuracy of each network that is compared, with the images it was measured on."""
-    with st.container(horizontal=True, gap="large"):
-        titles = network_titles(study.question.checkpoints)
-        for entry in study.question.checkpoints:
-            if entry.role:
-                continue
-            accuracy = entry.accuracy
-            value = texts.percent(accuracy["value"]) if accuracy else "not measured"
-            images = f", {accuracy['samples']:,} {accuracy['split']} images" if accuracy else ""
+    compared = [entry for entry in study.question.checkpoints if not entry.role]
+    titles = network_titles(study.question.checkpoints)
+    places = widgets.row_of(len(compared), 4, widgets.NARROWEST_NUMBER)
+    for place, entry in zip(places, compared, strict=True):
+        accuracy = entry.accuracy
+        value = texts.percent(accuracy["value"]) if accuracy else "not measured"
+        images = f", {accuracy['samples']:,} {accuracy['split']} images" if accuracy else ""
+        with place:
             st.metric(
                 f"{texts.plain(titles[entry.name])}, accuracy",
                 value,
                 help=texts.plain(f"{entry.name}, {entry.architecture}{images}"),
-                width="content",
             )
 
 
 def draw_ways_on(study: Study) -> None:
     """Buttons to the pages that show it in full, with its networks and images chosen."""
+    if trajectories(study):
+        if st.button("Follow training", type="primary", key=f"dynamics-{studies.short_key(study)}"):
+            links.go("views/dynamics.py")
+        return
     sha256s = [entry.sha256 for entry in study.question.checkpoints if not entry.role]
     settings = {
         "data": study.question.dataset,

@@ -19,7 +19,7 @@ import pytest
 
 from analysis.cka import CKAResult
 from analysis.errors import Cancelled
-from app import texts_dynamics
+from app import texts_dynamics, texts_overview
 from app.sources import dynamics
 
 LAYERS = ("stem", "stage1_block1", "stage2_block1")
@@ -402,6 +402,19 @@ def test_the_sentence_says_when_layers_arrive(pair, make_study):
     )
     part.values[-1] = math.nan
     assert texts_dynamics.slowest(part, "x") == ""
+
+
+def test_overview_says_how_snapshots_come_near_their_ends(pair, make_study):
+    study = study_of(make_study, list(pair.values()))
+    sentences = [text.replace("\\", "") for text in texts_overview.seen_in(study)]
+    assert sentences == [
+        "Half-way, at stage1_block1, the CKA of a run's snapshots with its own end stays at 0.9 or "
+        "above: BP from epoch 4 on and AugLocal from epoch 4 on.",
+        "AugLocal's CKA with BP's end goes there from 0.400 (0.380 to 0.420) after epoch 0 to "
+        "0.800 (0.780 to 0.820) after epoch 4.",
+        "A linear probe there is right in the end on 80.0% (70.0% to 90.0%) of the images "
+        "from BP and 80.0% (70.0% to 90.0%) from AugLocal.",
+    ]
 
 
 def test_an_end_that_is_not_the_last_epoch_is_told(pair):

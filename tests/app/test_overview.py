@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 
 from analysis.study import study_record
-from analysis.thumbnails import study_thumbnail
 
 
 def pictures_of(app):
@@ -22,10 +21,10 @@ def test_shows_accuracies_sentence_and_picture_of_a_shipped_pair(open_app):
     app = open_app()
     assert not app.exception
     assert [metric.value for metric in app.metric] == ["90.0%", "90.0%"]
-    assert app.subheader[0].value == "scikit\\-learn digits, resnet20"
-    (picture,) = pictures_of(app)
-    assert "CKA with BP, same depth" in picture
-    assert "Accuracy of linear probes" in picture
+    assert app.subheader[0].value == "bp\\-net and auglocal\\-net on scikit\\-learn digits"
+    similarity, probes = pictures_of(app)
+    assert "CKA with BP, same depth" in similarity
+    assert "Accuracy of linear probes" in probes
     assert any("not of training runs" in caption.value for caption in app.caption)
 
 
@@ -41,7 +40,7 @@ def test_survives_a_damaged_study_beside_a_good_one(open_app, shipped):
     (shipped / "another.study.json").write_text("{")
     app = open_app()
     assert not app.exception
-    assert len(pictures_of(app)) == 1
+    assert len(pictures_of(app)) == 2
 
 
 def test_puts_cifar_before_digits(open_app, shipped, make_study, save):
@@ -50,10 +49,22 @@ def test_puts_cifar_before_digits(open_app, shipped, make_study, save):
     )
     save(study, shipped / "zz.study.json")
     app = open_app()
-    assert len(pictures_of(app)) == 2
+    assert len(pictures_of(app)) == 4
     headings = [heading.value for heading in app.subheader]
-    assert headings[0].startswith("CIFAR\\-10")
-    assert headings[1].startswith("scikit\\-learn digits")
+    assert headings[0].endswith("on CIFAR\\-10 \\(JPEG\\)")
+    assert headings[1].endswith("on scikit\\-learn digits")
+
+
+def test_a_study_of_snapshots_leads_to_dynamics(open_app, shipped, make_study, save):
+    study = make_study(rules=("bp", "bp"), names=("early", "late"))
+    first, last = study.question.checkpoints
+    question = replace(study.question, checkpoints=(replace(first, epoch=1), last))
+    save(replace(study, question=question), shipped / "snapshots.study.json")
+    app = open_app()
+    assert len(app.metric) == 2  # accuracies of the pair; snapshots have none on the card
+    assert sum("by epoch" in picture for picture in pictures_of(app)) == 2
+    next(button for button in app.button if button.label == "Follow training").click().run()
+    assert app.title[0].value == "Dynamics"
 
 
 def test_a_name_in_a_study_stays_text(open_app, shipped, make_study, save):
@@ -87,7 +98,7 @@ def test_needs_neither_torch_nor_sklearn(shipped):
         "import sys\n"
         "from streamlit.testing.v1 import AppTest\n"
         "app = AppTest.from_file('app/streamlit_app.py', default_timeout=60).run()\n"
-        "assert not app.exception and len(app.get('image')) == 1, app\n"
+        "assert not app.exception and len(app.get('image')) == 2, app\n"
         "print(sorted({'torch', 'torchvision', 'sklearn', 'scipy'} & set(sys.modules)))\n"
     )
     done = subprocess.run(
@@ -131,10 +142,3 @@ def test_an_opened_study_is_told_and_listed(open_app, make_study):
     assert len(app.dataframe[0].value) == 1
     app.run()
     assert not app.success
-
-
-def test_a_picture_of_one_panel_has_letters_of_the_usual_size(make_study):
-    whole = make_study()
-    width = 'viewBox="0 0 600 '
-    assert width in study_thumbnail(whole)
-    assert width in study_thumbnail(replace(whole, probes=()))

@@ -112,12 +112,12 @@ def test_a_whole_study_comes_before_an_older_shipped_one(sha256s, make_study, sa
         assert studies.find_study(request) is study
 
 
-def test_studies_of_snapshots_have_no_cards(shipped, make_study, save):
+def test_cards_of_snapshots_stand_after_those_of_networks(shipped, make_study, save):
     study = make_study(rules=("bp", "bp"), names=("early", "late"))
     first, last = study.question.checkpoints
     question = replace(study.question, checkpoints=(replace(first, epoch=1), last))
-    save(replace(study, question=question), shipped / "snapshots.study.json")
-    assert [file.path.name for file in studies.cards()] == ["pair.study.json"]
+    save(replace(study, question=question), shipped / "before.study.json")
+    assert [file.path.name for file in studies.cards()] == ["pair.study.json", "before.study.json"]
     assert len(studies.pairs()) == 1
 
 

@@ -8,21 +8,39 @@ from types import SimpleNamespace
 
 from analysis.rule_styles import network_titles
 from app import texts, texts_overview
+from tests.analysis.full_study import make_geometry
 
 
-def test_the_sentence_names_extremes_of_equal_depth_and_probes_with_intervals(make_study):
+def seen(study):
+    return [sentence.replace("\\", "") for sentence in texts_overview.seen_in(study)]
+
+
+def with_dimensions(study, half_way, margin=0.3):
+    """The study with participation ratios: those of the layer half-way are given."""
+    layers = study.probes[0].layers
+    at = (len(layers) - 1) // 2
+    results = []
+    for name, value in zip(study.models, half_way, strict=True):
+        result = make_geometry(name, layers, seed=0)
+        for part, shift in ((result.low, -margin), (result.values, 0), (result.high, margin)):
+            part["participation_ratio"][at] = value + shift
+        results.append(result)
+    return replace(study, geometry=tuple(results))
+
+
+def test_sentences_name_extremes_of_equal_depth_and_probes_with_intervals(make_study):
     study = make_study(undefined="stage3_block3")
     study.cka.values[12, 2] = study.cka.values[2, 12] = 0.4
-    sentence = texts_overview.seen_in(study).replace("\\", "")
-    assert sentence == (
+    assert seen(study) == [
         "At equal depth the two networks are most alike at stem (CKA 0.900, 95% 0.880 to 0.920) "
-        "and least alike at stage1_block2 (CKA 0.400, 95% 0.880 to 0.920); half-way, at "
-        "stage2_block1, a linear probe is right on 66.0% (64.0% to 68.0%) of the images from BP "
-        "and on 76.0% (74.0% to 78.0%) from AugLocal, intervals that do not overlap."
-    )
+        "and least alike at stage1_block2 (CKA 0.400, 95% 0.880 to 0.920).",
+        "Half-way, at stage2_block1, a linear probe is right on 66.0% (64.0% to 68.0%) of the "
+        "images from BP and on 76.0% (74.0% to 78.0%) from AugLocal, intervals that do not "
+        "overlap.",
+    ]
 
 
-def test_of_several_networks_the_sentence_names_the_most_and_the_least_alike(make_study):
+def test_of_several_networks_sentences_name_the_most_and_the_least(make_study):
     study = make_study(
         ("a" * 64, "b" * 64, "c" * 64),
         names=("bp-net", "auglocal-net", "dgl-net"),
@@ -30,25 +48,40 @@ def test_of_several_networks_the_sentence_names_the_most_and_the_least_alike(mak
         starts=(0.5, 0.6, 0.3),
     )
     study.cka.values[4, 24] = study.cka.values[24, 4] = 0.4
-    assert texts_overview.seen_in(study).replace("\\", "") == (
+    assert seen(with_dimensions(study, (5.0, 6.2, 5.1))) == [
         "Half-way, at stage2_block1, AugLocal is most like BP (CKA 0.900, 95% 0.880 to 0.920) and "
-        "DGL least (CKA 0.400, 95% 0.880 to 0.920); there, a linear probe is right most often on "
-        "AugLocal, 76.0% (74.0% to 78.0%) of the images, and least often on DGL, 46.0% (44.0% to "
-        "48.0%), intervals that do not overlap."
+        "DGL least (CKA 0.400, 95% 0.880 to 0.920).",
+        "Half-way, a linear probe is right most often on AugLocal, 76.0% (74.0% to 78.0%) of the "
+        "images, and least often on DGL, 46.0% (44.0% to 48.0%), intervals that do not overlap.",
+        "Half-way, the features of AugLocal spread over most directions, 6.2 (participation "
+        "ratio, 95% 5.9 to 6.5), and those of BP over fewest, 5.0 (4.7 to 5.3), intervals that do "
+        "not overlap.",
+    ]
+
+
+def test_sentences_say_so_when_intervals_overlap(make_study):
+    _, probes, dimension = seen(with_dimensions(make_study(starts=(0.5, 0.53)), (5.5, 5.0)))
+    assert probes.endswith(", intervals that overlap.")
+    assert dimension == (
+        "Half-way, the features of BP spread over more directions, 5.5 (participation ratio, 95% "
+        "5.2 to 5.8), and those of AugLocal over fewer, 5.0 (4.7 to 5.3), intervals that overlap."
     )
 
 
-def test_the_sentence_says_so_when_intervals_overlap(make_study):
-    assert texts_overview.seen_in(make_study(starts=(0.5, 0.53))).endswith(
-        "intervals that overlap."
+def test_sentences_claim_nothing_of_intervals_that_are_not_there(make_study):
+    *_, dimension = seen(with_dimensions(make_study(), (7.0, 5.0), margin=math.nan))
+    assert dimension == (
+        "Half-way, the features of BP spread over more directions, 7.0 (participation ratio), and "
+        "those of AugLocal over fewer, 5.0."
     )
 
 
-def test_the_sentence_leaves_out_what_is_undefined(make_study):
+def test_sentences_leave_out_what_is_undefined(make_study):
     study = make_study()
     study.cka.values[:] = math.nan
-    assert texts_overview.seen_in(study).startswith("Half-way, at stage2")
-    assert "no value" in texts_overview.seen_in(replace(study, probes=())).lower()
+    (probes,) = seen(study)
+    assert probes.startswith("Half-way, at stage2")
+    assert seen(replace(study, probes=())) == ["No value of this study is defined."]
 
 
 def test_two_checkpoints_of_one_rule_go_by_their_names(make_study):
