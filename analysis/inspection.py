@@ -75,8 +75,14 @@ def open_examined(
         return examined, open_model(path, max_bytes=max_bytes)
 
 
-def describe_file(examined: Examined, model: Model) -> dict[str, Any]:
-    """Give all that is known of a file; see `inspection`."""
+def describe_file(
+    examined: Examined, model: Model, *, backbone_only: bool = False
+) -> dict[str, Any]:
+    """Give all that is known of a file; see `inspection`.
+
+    `backbone_only` says that the model lacks the file's auxiliary networks because the user wanted
+    it so.
+    """
     imported, metadata = examined.imported, model.metadata
     is_ours = SOURCE not in metadata.config
     return {
@@ -105,7 +111,7 @@ def describe_file(examined: Examined, model: Model) -> dict[str, Any]:
         "epoch": metadata.epoch if is_ours or metadata.epoch else None,
         "seed": metadata.seed if is_ours else None,
         "beside": imported.beside,
-        "warnings": _warnings(examined, model),
+        "warnings": _warnings(examined, model, backbone_only),
     }
 
 
@@ -129,7 +135,7 @@ def _rule_evidence(examined: Examined, model: Model) -> str:
     return shown if rule == UNKNOWN else "as the file or its user says"
 
 
-def _warnings(examined: Examined, model: Model) -> list[str]:
+def _warnings(examined: Examined, model: Model, backbone_only: bool) -> list[str]:
     """Sentences about what was left out or cannot be known."""
     recognition = examined.recognition
     if recognition is None:
@@ -137,7 +143,7 @@ def _warnings(examined: Examined, model: Model) -> list[str]:
         more = tuple(f"It differs from the published form: {part}." for part in changes)
     else:
         more = recognition.warnings
-        if recognition.auxiliary_keys and not model.auxiliaries:
+        if recognition.auxiliary_keys and not model.auxiliaries and not backbone_only:
             more = (*more, "Its auxiliary networks are not those of its rule, and were left out.")
     return [*examined.imported.warnings, *more]
 

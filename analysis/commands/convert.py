@@ -104,7 +104,7 @@ def run_convert(options: argparse.Namespace) -> None:
     document = {
         "out": str(options.out),
         "out_sha256": model.sha256,
-        **describe_file(examined, model),
+        **describe_file(examined, model, backbone_only=options.backbone_only),
     }
     if evidence is not None:
         document["preprocessing"] = evidence_record(evidence)

@@ -278,6 +278,7 @@ def test_convert_leaves_out_auxiliary_networks_where_asked(run, tmp_path: Path) 
     path, out = SHIPPED / "digits-auglocal.safetensors", tmp_path / "backbone.safetensors"
     document = run("convert", path, "--out", out, "--backbone-only")
     assert document["auxiliary_networks"] == []
+    assert document["warnings"] == []
     before, after = load_checkpoint(path), load_checkpoint(out)
     assert before.auxiliary
     assert not after.auxiliary
