@@ -186,9 +186,12 @@ def add_ring(figure: go.Figure, x: float, y: float, style: Style) -> None:
 # ------------------------------------------------------------------------------------------ layout
 
 
-# On a narrow screen each entry of a legend has a row of its own, between title and picture.
+# On a narrow screen each entry of a legend has a row of its own, between title and picture. Plotly
+# widens the margin for that, but does not know of the figure's title: the legend's own, which is
+# blank, keeps that place free.
 LEGEND_ROW = 30
 ROWS_WITH_ROOM = 2
+TITLE_PLACE = {"text": "&nbsp;", "side": "top", "font": {"size": 15}}
 
 
 def lay_out(figure: go.Figure, title: str) -> None:
@@ -199,12 +202,13 @@ def lay_out(figure: go.Figure, title: str) -> None:
         title={"text": text(title), "x": 0, "xref": "container", "y": 0.98, "yanchor": "top"},
         title_font={"size": 15},
         height=HEIGHT + room,
-        margin={"l": 64, "r": 16, "t": 84 + room, "b": 56},
+        margin={"l": 64, "r": 16, "t": 84, "b": 56},
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
         dragmode=False,
         hovermode="closest",
         legend={"orientation": "h", "x": 0, "y": 1.01, "xanchor": "left", "yanchor": "bottom"},
+        legend_title=TITLE_PLACE,
         hoverlabel={"align": "left"},
     )
 
