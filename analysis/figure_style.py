@@ -194,14 +194,20 @@ ROWS_WITH_ROOM = 2
 TITLE_PLACE = {"text": "&nbsp;", "side": "top", "font": {"size": 15}}
 
 
-def lay_out(figure: go.Figure, title: str) -> None:
-    """What every figure shares: transparent, quiet, the title at the left, room for the legend."""
+def lay_out(figure: go.Figure, title: str, height: int = HEIGHT) -> None:
+    """What every figure shares: transparent, quiet, the title at the left, room for the legend.
+
+    Args:
+        figure: with all its traces.
+        title: of the figure, not yet escaped.
+        height: in pixels, to which a row for each further entry of the legend is added.
+    """
     num_entries = sum(bool(trace.name) and trace.showlegend is not False for trace in figure.data)
     room = LEGEND_ROW * max(0, num_entries - ROWS_WITH_ROOM)
     figure.update_layout(
         title={"text": text(title), "x": 0, "xref": "container", "y": 0.98, "yanchor": "top"},
         title_font={"size": 15},
-        height=HEIGHT + room,
+        height=height + room,
         margin={"l": 64, "r": 16, "t": 84, "b": 56},
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
@@ -209,6 +215,7 @@ def lay_out(figure: go.Figure, title: str) -> None:
         hovermode="closest",
         legend={"orientation": "h", "x": 0, "y": 1.01, "xanchor": "left", "yanchor": "bottom"},
         legend_title=TITLE_PLACE,
+        legend_maxheight=0.7,
         hoverlabel={"align": "left"},
     )
 

@@ -268,13 +268,11 @@ def _depth_curves(
         _add_pair(figure, reference, xs, REFERENCE_STYLES.get(role, PAIR_STYLE), name, best)
     _add_pair(figure, pair, places[0], PAIR_STYLE, _pair_name(pair), best)
     has_null = _add_null_level(figure, pair, places[0], best)
-    lay_out(figure, title)
+    lay_out(figure, title, LOW_HEIGHT)
     _similarity_axis(figure)
     figure.update_xaxes(**depth_axis(layer_lists))
     mark_stages(figure, layer_lists)
-    if references or has_null:
-        figure.update_layout(height=LOW_HEIGHT + 60)
-    else:
+    if not references and not has_null:
         figure.update_layout(showlegend=False, height=LOW_HEIGHT, margin_t=48)
     return figure
 

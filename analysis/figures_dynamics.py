@@ -298,7 +298,7 @@ def _test_curve(figure: go.Figure, values: Sequence[tuple[int, float]]) -> None:
 
 def _finish(figure: go.Figure, title: str, part: DynamicsMap, scale: Scale) -> None:
     """Title, height and the vertical axis."""
-    lay_out(figure, title)
+    lay_out(figure, title, LOW_HEIGHT + 30)
     room = MARGIN * (scale.high - scale.low)
     form = ".0%" if part.measure in PERCENTS else ".1f"
     figure.update_yaxes(
@@ -308,7 +308,6 @@ def _finish(figure: go.Figure, title: str, part: DynamicsMap, scale: Scale) -> N
         fixedrange=True,
         zeroline=False,
     )
-    figure.update_layout(height=LOW_HEIGHT + 30)
 
 
 def _epoch_axis(figure: go.Figure, parts: Sequence[DynamicsMap]) -> None:

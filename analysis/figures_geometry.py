@@ -79,14 +79,14 @@ def geometry_curves(
         hover = [_value_text(result, measure, index, label) for index in range(len(xs))]
         bounds = result.values[measure], *_ends(result, measure)
         add_curve(figure, xs, bounds, styles[result.model], name=label, hover=hover)
-    lay_out(figure, title)
+    lay_out(figure, title, LOW_HEIGHT + 40)
     drawn = [
         part for result in shown for part in (result.values[measure], _ends(result, measure)[0])
     ]
     figure.update_yaxes(**_value_axis(kind, drawn))
     figure.update_xaxes(**depth_axis(layer_lists))
     mark_stages(figure, layer_lists)
-    return figure.update_layout(height=LOW_HEIGHT + 40)
+    return figure
 
 
 def _ends(result: GeometryResult, measure: str) -> tuple[FloatArray, FloatArray]:

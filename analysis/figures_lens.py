@@ -264,13 +264,12 @@ def class_curves(
         if layer in curve.layers:
             index = curve.layers.index(layer)
             add_ring(figure, xs[index], float(curve.probes[index]), style)
-    lay_out(figure, title)
+    lay_out(figure, title, LOW_HEIGHT + 30)
     figure.update_yaxes(
         title="probability", range=[-0.03, 1.03], tickformat=".1f", fixedrange=True, zeroline=False
     )
     figure.update_xaxes(**depth_axis([curve.layers for curve in curves]))
     mark_stages(figure, [curve.layers for curve in curves])
-    figure.update_layout(height=LOW_HEIGHT + 30)
     return figure
 
 

@@ -108,11 +108,11 @@ def measure_curve(
     if np.isfinite(levels).any():
         hover = [f"chance level {level:.3f}" for level in levels]
         add_level(figure, places[0], levels, name="chance level", hover=hover)
-    lay_out(figure, title)
+    lay_out(figure, title, LOW_HEIGHT + 60)
     figure.update_yaxes(**measure_axis([result, *(reference for _, reference in given.values())]))
     figure.update_xaxes(**depth_axis(layer_lists))
     mark_stages(figure, layer_lists)
-    return figure.update_layout(height=LOW_HEIGHT + 60)
+    return figure
 
 
 def _add_matched(

@@ -481,13 +481,13 @@ def score_curves(
         ]
         style = styles[probe.model]
         add_curve(figure, xs, (values, missing, missing), style, name=label, hover=hover)
-    lay_out(figure, title)
+    lay_out(figure, title, LOW_HEIGHT + 60)
     figure.update_yaxes(title=kind.axis, rangemode="tozero", fixedrange=True)
     if kind.form.endswith("%"):
         figure.update_yaxes(**PERCENT)
     figure.update_xaxes(**depth_axis(layer_lists))
     mark_stages(figure, layer_lists)
-    return figure.update_layout(height=LOW_HEIGHT + 60)
+    return figure
 
 
 # ------------------------------------------------------------------------------------------- pairs
@@ -528,12 +528,12 @@ def paired_curve(
     for name, chosen, style, is_open in kinds:
         _differences(figure, paired, xs, np.flatnonzero(chosen), style, is_open, name, hover)
     figure.add_hline(y=0, line={"color": FAINT, "width": 1.25})
-    lay_out(figure, title)
+    lay_out(figure, title, LOW_HEIGHT + 60)
     axis = f"accuracy of {text(first.model)}<br>minus {text(second.model)}"
     figure.update_yaxes(title=axis, zeroline=False, tickformat="+.0%", fixedrange=True)
     figure.update_xaxes(**depth_axis([layers]))
     mark_stages(figure, [layers])
-    return figure.update_layout(height=LOW_HEIGHT + 60, margin_l=88)
+    return figure.update_layout(margin_l=88)
 
 
 def _differences(

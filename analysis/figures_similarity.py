@@ -158,7 +158,7 @@ def similarity_curve(
     if np.isfinite(levels).any():
         texts = [f"chance level {level:.3f}" for level in levels]
         add_level(figure, xs, levels, name="chance level", hover=texts)
-    lay_out(figure, title)
+    lay_out(figure, title, LOW_HEIGHT + 60)
     low, high = _ends(result)
     margin = 0.03 * (high - low)
     figure.update_yaxes(
@@ -168,7 +168,7 @@ def similarity_curve(
     figure.update_yaxes(range=_shown(bounds, low - margin, high + margin), zeroline=False)
     figure.update_xaxes(**depth_axis([result.rows]))
     mark_stages(figure, [result.rows])
-    return figure.update_layout(height=LOW_HEIGHT + 60)
+    return figure
 
 
 def _shown(bounds: Sequence[FloatArray], low: float, high: float) -> list[float]:

@@ -30,11 +30,20 @@ IMAGES_NOTE = (
     "differ by more."
 )
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:&@/])")
+# What becomes a link by itself, escaped or not: a word joiner, which nobody sees, prevents it.
+_ADDRESS = re.compile(r"(?i)(https?:|ftp:|www\.|\w@)")
+LONGEST_TITLE = 150
 
 
 def plain(text: str) -> str:
     """Text that markdown shows as it is: every character that could mean something is escaped."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+    words = _ADDRESS.sub("\\1\u2060", " ".join(str(text).split()))
+    return _MARKDOWN.sub(r"\\\1", words)
+
+
+def shortened(text: str) -> str:
+    """A title of a file from outside, of a length that a page has room for."""
+    return text if len(text) <= LONGEST_TITLE else f"{text[: LONGEST_TITLE - 1]}…"
 
 
 def percent(fraction: float) -> str:
@@ -50,7 +59,7 @@ def checkpoint_title(entry: StudyCheckpoint) -> str:
 def study_line(study: Study) -> str:
     """A study in a list to pick from, which shows text as it is."""
     date = study.provenance.date[:16].replace("T", " ")
-    return f"{study.title or study_heading(study)}, {date}"
+    return f"{study_title(study)}, {date}"
 
 
 def study_rows(files: Sequence[StudyFile]) -> list[dict[str, object]]:
@@ -60,7 +69,7 @@ def study_rows(files: Sequence[StudyFile]) -> list[dict[str, object]]:
         study, question = file.study, file.study.question
         rows.append(
             {
-                "Title": study.title or study_heading(study),
+                "Title": study_title(study),
                 "Networks": ", ".join(study.models),
                 "Data": f"{question.dataset_title}, {question.samples:,} {question.split} images",
                 "Measures": ", ".join(study.measures),
@@ -81,6 +90,11 @@ def sizes_note(study: Study) -> str:
         return ""
     parts = [f"{name} {' x '.join(map(str, size))}" for name, size in sizes.items()]
     return f"The images were resized for each network: {', '.join(parts)} pixels."
+
+
+def study_title(study: Study) -> str:
+    """The title that its author gave it, or what it is about; plain text, not yet escaped."""
+    return shortened(study.title or study_heading(study))
 
 
 def study_heading(study: Study) -> str:

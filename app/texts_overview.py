@@ -27,16 +27,16 @@ ROLES = ("ceiling", "floor")
 def seen_in(study: Study) -> list[str]:
     """Sentences on what a study shows, one a measure, with its numbers; markdown-safe.
 
-    Of two networks: the depths of highest and lowest similarity, and probes and the dimension of
-    features half-way. Of more: who half-way is most and least like the first, beside the study's
-    references, and from whom probes read most and least. Of snapshots: from when on the layer
-    half-way is near its end, and what it is like then. They say whether intervals overlap, so that
-    they are true whichever way the numbers come out.
+    Of two networks: the depths of highest and lowest similarity, and similarity, probes and the
+    dimension of features half-way. Of more: who half-way is most and least like the first, and who
+    has most and least of the others. Of snapshots: from when on the layer half-way is near its end,
+    and what it is like then. Similarities stand beside the study's references. Sentences say
+    whether intervals overlap, so that they are true whichever way the numbers come out.
     """
     if trajectories(study):
         sentences = [_settled(study), _approached(study), _read_at_the_end(study)]
     else:
-        alike = _extremes_of_two(study) if len(study.models) < 3 else _likeness_of_several(study)
+        alike = _alike_of_two(study) if len(study.models) < 3 else _likeness_of_several(study)
         sentences = [alike, _probes(study), _dimension(study)]
     found = [sentence for sentence in sentences if sentence]
     return found or ["No value of this study is defined."]
@@ -91,8 +91,30 @@ def _titles(study: Study) -> Mapping[str, str]:
 # ------------------------------------------------------------------------------------ similarity
 
 
-def _extremes_of_two(study: Study) -> str:
-    """Where layers of equal depth are most and least alike."""
+def _half_way_with(study: Study, first: str) -> dict[str, Similar]:
+    """Every other network's similarity with the first one half-way through it, where defined."""
+    assert study.cka is not None
+    found = {}
+    for name in study.cka.models:
+        pair = study.cka.pair(first, name)
+        row = (len(pair.rows) - 1) // 2
+        cell = Similar(name, pair, (row, int(pair.same_depth()[row])))
+        if name != first and math.isfinite(cell.value):
+            found[name] = cell
+    return found
+
+
+def _beside(study: Study, found: Mapping[str, Similar]) -> str:
+    """The study's ceiling and floor, as far as it has them."""
+    titles = _titles(study)
+    names = [study.reference(role) for role in ROLES]
+    references = [found[name] for name in names if name is not None and name in found]
+    words = " and ".join(f"{titles[other.name]} ({other})" for other in references)
+    return f", beside {words}" if words else ""
+
+
+def _alike_of_two(study: Study) -> str:
+    """Where layers of equal depth are most and least alike, and how much half-way."""
     if study.cka is None or len(study.models) < 2:
         return ""
     pair = study.cka.pair(*study.models)
@@ -101,10 +123,16 @@ def _extremes_of_two(study: Study) -> str:
     if not cells:
         return ""
     highest, lowest = (choose(cells, key=lambda cell: cell.value) for choose in (max, min))
-    return (
+    text = (
         f"At equal depth the two networks are most alike at {plain(pair.rows[highest.cell[0]])} "
         f"({highest}) and least alike at {plain(pair.rows[lowest.cell[0]])} ({lowest})."
     )
+    found = _half_way_with(study, study.models[0])
+    beside = _beside(study, found)
+    if study.models[1] not in found or not beside:
+        return text
+    middle = found[study.models[1]]
+    return f"{text} Half-way, at {plain(pair.rows[middle.cell[0]])}, they have {middle}{beside}."
 
 
 def _likeness_of_several(study: Study) -> str:
@@ -112,27 +140,19 @@ def _likeness_of_several(study: Study) -> str:
     if study.cka is None:
         return ""
     first, titles = study.models[0], _titles(study)
-    found = {}
-    for name in study.cka.models:
-        pair = study.cka.pair(first, name)
-        row = (len(pair.rows) - 1) // 2
-        cell = Similar(name, pair, (row, int(pair.same_depth()[row])))
-        if name != first and math.isfinite(cell.value):
-            found[name] = cell
+    found = _half_way_with(study, first)
     ranked = sorted(
-        (found[name] for name in study.models if name in found), key=lambda cell: cell.value
+        (found[name] for name in study.models if name in found), key=lambda cell: -cell.value
     )
     if len(ranked) < 2:
         return ""
-    least, *_, most = ranked
+    most, *_, least = ranked
     layer = plain(most.pair.rows[most.cell[0]])
-    text = (
-        f"Half-way, at {layer}, {titles[most.name]} is most like {titles[first]} ({most}) and "
-        f"{titles[least.name]} least ({least})"
+    then = f", then {titles[ranked[1].name]} ({ranked[1]})," if len(ranked) > 2 else ""
+    return (
+        f"Half-way, at {layer}, {titles[most.name]} is most like {titles[first]} ({most}){then} "
+        f"and {titles[least.name]} least ({least}){_beside(study, found)}."
     )
-    references = [found[name] for name in map(study.reference, ROLES) if name in found]
-    beside = " and ".join(f"{titles[other.name]} ({other})" for other in references)
-    return f"{text}, beside {beside}." if beside else f"{text}."
 
 
 # ------------------------------------------------------------------------- probes and dimension
@@ -150,18 +170,17 @@ def _probes(study: Study) -> str:
             layer = plain(probe.layers[at])
             found.append(Reading(titles[probe.model], layer, value, *ends, percent))
     found = [read for read in found if math.isfinite(read.value)]
-    if len(found) < 2:
-        return ""
-    first, second = found[0], found[-1]
-    if len(found) == 2:
-        return (
-            f"Half-way, at {first.layer}, a linear probe is right on {first} of the images from "
-            f"{first.title} and on {second} from {second.title}{_overlap(first, second)}."
+    if len(found) != 2:
+        return _most_and_least(
+            found,
+            lambda most: f"a probe is right most often on {most.title}, {most} of the images",
+            "on",
+            "least often on",
         )
-    least, *_, most = sorted(found, key=lambda read: read.value)
+    first, second = found
     return (
-        f"Half-way, a linear probe is right most often on {most.title}, {most} of the images, and "
-        f"least often on {least.title}, {least}{_overlap(most, least)}."
+        f"Half-way, at {first.layer}, a linear probe is right on {first} of the images from "
+        f"{first.title} and on {second} from {second.title}{_overlap(first, second)}."
     )
 
 
@@ -180,23 +199,53 @@ def _dimension(study: Study) -> str:
             layer = plain(result.layers[at])
             found.append(Reading(titles[result.model], layer, value, low, high, "{:.1f}".format))
     found = [read for read in found if math.isfinite(read.value)]
-    if len(found) < 2:
-        return ""
-    least, *_, most = sorted(found, key=lambda read: read.value)
-    words = ("more", "fewer") if len(found) == 2 else ("most", "fewest")
+    if len(found) != 2:
+        return _most_and_least(
+            found,
+            lambda most: (
+                f"features spread over most directions in {most.title}, "
+                f"{most.with_interval('participation ratio')}"
+            ),
+            "in",
+            "over fewest in",
+        )
+    most, least = sorted(found, key=lambda read: -read.value)
     return (
-        f"Half-way, the features of {most.title} spread over {words[0]} directions, "
-        f"{most.with_interval('participation ratio')}, and those of {least.title} over {words[1]}, "
+        f"Half-way, the features of {most.title} spread over more directions, "
+        f"{most.with_interval('participation ratio')}, and those of {least.title} over fewer, "
         f"{least}{_overlap(most, least)}."
     )
 
 
-def _overlap(first: Reading, second: Reading) -> str:
+def _most_and_least(
+    found: Sequence[Reading], lead: Callable[[Reading], str], then: str, fewest: str
+) -> str:
+    """Of three networks or more: the highest two values, the lowest, and the first network's."""
+    if len(found) < 3:
+        return ""
+    most, second, *_, least = sorted(found, key=lambda read: -read.value)
+    text = (
+        f"Half-way, {lead(most)}, then {then} {second.title}, {second}, and {fewest} "
+        f"{least.title}, {least}"
+    )
+    if found[0] not in (most, second, least):
+        text = f"{text}; {found[0].title} has {found[0]}"
+    verdict = _verdict(most, second)
+    return f"{text}; the first two intervals {verdict}." if verdict else f"{text}."
+
+
+def _verdict(first: Reading, second: Reading) -> str:
     """What the intervals of two values do; empty where one has none."""
     if not all(map(math.isfinite, (first.low, first.high, second.low, second.high))):
         return ""
     apart = first.low > second.high or second.low > first.high
-    return f", intervals that {'do not overlap' if apart else 'overlap'}"
+    return "do not overlap" if apart else "overlap"
+
+
+def _overlap(first: Reading, second: Reading) -> str:
+    """The same as the end of a sentence about two values."""
+    verdict = _verdict(first, second)
+    return f", intervals that {verdict}" if verdict else ""
 
 
 # ------------------------------------------------------------------------------------- snapshots
@@ -217,7 +266,8 @@ def _settled(study: Study) -> str:
         epoch = arrival(part.values[:, half_way(part)], part.trajectory.epochs)
         if epoch is not None:
             title = plain(titles[part.trajectory.names[-1]])
-            found.append((plain(part.layers[half_way(part)]), f"{title} from epoch {epoch} on"))
+            layer = plain(part.layers[half_way(part)])
+            found.append((layer, f"{title} from the one after epoch {epoch} on"))
     if not found:
         return ""
     return (

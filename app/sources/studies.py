@@ -18,7 +18,7 @@ from analysis.dynamics import trajectories
 from analysis.errors import InputError
 from analysis.request import StudyRequest
 from analysis.similarity import MEASURES, SimilarityResult
-from analysis.study import Study, StudyCheckpoint, load_study
+from analysis.study import Study, StudyCheckpoint, load_study, study_record
 from analysis.study_panels import study_panels
 from app.sources import datasets, folders
 from auglocal.errors import WorkError, writing
@@ -106,6 +106,9 @@ def keep_study(content: bytes) -> Study:
     try:
         write_whole(candidate, content)
         study = load_study(candidate)
+        record = study_record(study)
+        if any(record == study_record(file.study) for file in study_files()):
+            raise InputError("This study is on this machine already.")
         candidate.replace(candidate.with_suffix(".study.json"))
     except ValueError as error:
         raise InputError(str(error).replace(candidate.name, "The file")) from error
@@ -162,14 +165,6 @@ def cards() -> list[StudyFile]:
 def has_card(study: Study) -> bool:
     """Whether a picture can be drawn of it."""
     return bool(study_panels(study))
-
-
-def short_key(study: Study) -> str:
-    """A short name of a study that differs from those of other questions."""
-    question = study.question
-    values = [question.images_sha256, question.measures, question.batch_size, study.title]
-    values += [entry.sha256 for entry in question.checkpoints]
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
 
 
 def find_study(request: Request) -> Study | None:

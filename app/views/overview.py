@@ -28,7 +28,7 @@ def draw_card(file: studies.StudyFile) -> None:
     """One study: what it is about, what is seen, its picture, and the ways on."""
     study = file.study
     with st.container(border=True, key=f"card-{file.path.name.split('.')[0]}"):
-        st.subheader(texts.plain(study.title or texts.study_heading(study)), anchor=False)
+        st.subheader(texts.plain(texts.study_title(study)), anchor=False)
         st.caption(texts.plain(texts.study_images(study)))
         if not trajectories(study):
             draw_accuracies(study)
@@ -37,7 +37,7 @@ def draw_card(file: studies.StudyFile) -> None:
         for place, picture in zip(widgets.row_of(len(pictures)), pictures, strict=True):
             with place:
                 st.image(picture.svg, width="stretch", alt=picture.title)
-        draw_ways_on(study)
+        draw_ways_on(file)
 
 
 def draw_accuracies(study: Study) -> None:
@@ -57,10 +57,11 @@ def draw_accuracies(study: Study) -> None:
             )
 
 
-def draw_ways_on(study: Study) -> None:
+def draw_ways_on(file: studies.StudyFile) -> None:
     """Buttons to the pages that show it in full, with its networks and images chosen."""
+    study, name = file.study, file.path.name
     if trajectories(study):
-        if st.button("Follow training", type="primary", key=f"dynamics-{studies.short_key(study)}"):
+        if st.button("Follow training", type="primary", key=f"dynamics-{name}"):
             links.go("views/dynamics.py")
         return
     sha256s = [entry.sha256 for entry in study.question.checkpoints if not entry.role]
@@ -72,14 +73,30 @@ def draw_ways_on(study: Study) -> None:
         "split": study.question.split,
         "balanced": study.question.balanced,
     }
+    wanted = ""
     with st.container(horizontal=True):
         for measure, (page, label) in WAYS_ON.items():
             if not studies.holds(study, sha256s, measure):
                 continue
             kind: Literal["primary", "secondary"] = "primary" if measure == "cka" else "secondary"
-            if st.button(label, type=kind, key=f"{measure}-{studies.short_key(study)}"):
-                chosen = {"a": sha256s[0], "b": sha256s[1 if len(sha256s) > 1 else 0]}
-                links.go(page, **chosen, models=sha256s, **settings)
+            if st.button(label, type=kind, key=f"{measure}-{name}"):
+                wanted = page
+    if wanted and not warn_of_missing(study):
+        chosen = {"a": sha256s[0], "b": sha256s[1 if len(sha256s) > 1 else 0]}
+        links.go(wanted, **chosen, models=sha256s, **settings)
+
+
+def warn_of_missing(study: Study) -> bool:
+    """Say which of the networks are not here, so that no page can show them; whether any is not."""
+    here = {entry.sha256 for entry in checkpoints.checkpoint_files()[0]}
+    missing = [
+        entry.name
+        for entry in study.question.checkpoints
+        if not entry.role and entry.sha256 not in here
+    ]
+    if missing:
+        st.warning(f"{texts.plain(', '.join(missing))} is not on this machine; upload it first.")
+    return bool(missing)
 
 
 def draw_added() -> None:
@@ -109,14 +126,9 @@ def draw_added() -> None:
 def open_study(file: studies.StudyFile) -> None:
     """Turn to the page that shows a study, with what it was computed for chosen."""
     request = studies.asked(file)
-    here = {entry.sha256 for entry in checkpoints.checkpoint_files()[0]}
     if trajectories(file.study):
         links.go("views/dynamics.py")
-    missing = [
-        e.name for e in file.study.question.checkpoints if not e.role if e.sha256 not in here
-    ]
-    if missing:
-        st.warning(f"{texts.plain(', '.join(missing))} is not on this machine; upload it first.")
+    if warn_of_missing(file.study):
         return
     page, _ = WAYS_ON.get(request.measure, WAYS_ON["cka"])
     links.go(page, **several.choices_of(request))
@@ -133,7 +145,7 @@ def receive() -> None:
         st.session_state["study_message"] = (False, jobs.sentence(error))
         return
     where = "Its card is above." if studies.has_card(study) else "The other pages find it."
-    name = study.title or texts.study_heading(study)
+    name = texts.study_title(study)
     st.session_state["study_message"] = (True, f"Kept: {name}. {where}")
 
 

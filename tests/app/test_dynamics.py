@@ -409,7 +409,7 @@ def test_overview_says_how_snapshots_come_near_their_ends(pair, make_study):
     sentences = [text.replace("\\", "") for text in texts_overview.seen_in(study)]
     assert sentences == [
         "Half-way, at stage1_block1, the CKA of a run's snapshots with its own end stays at 0.9 or "
-        "above: BP from epoch 4 on and AugLocal from epoch 4 on.",
+        "above: BP from the one after epoch 4 on and AugLocal from the one after epoch 4 on.",
         "AugLocal's CKA with BP's end goes there from 0.400 (0.380 to 0.420) after epoch 0 to "
         "0.800 (0.780 to 0.820) after epoch 4.",
         "A linear probe there is right in the end on 80.0% (70.0% to 90.0%) of the images "

@@ -67,6 +67,41 @@ def test_a_study_of_snapshots_leads_to_dynamics(open_app, shipped, make_study, s
     assert app.title[0].value == "Dynamics"
 
 
+def upload(app, content):
+    return app.file_uploader(key="study-upload").upload("any.study.json", content).run()
+
+
+def test_a_study_that_is_here_already_is_not_kept_twice(open_app, shipped, library):
+    app = upload(open_app(), (shipped / "pair.study.json").read_bytes())
+    assert not app.exception
+    assert app.error[0].value == "This study is on this machine already\\."
+    assert not list((library / "studies").glob("*"))
+
+
+def test_studies_that_differ_little_have_cards_beside_each_other(open_app, shipped):
+    record = json.loads((shipped / "pair.study.json").read_text())
+    record["answers"]["probes"][0]["accuracy"][0] += 0.01
+    app = upload(open_app(), json.dumps(record).encode())
+    assert not app.exception
+    assert len([button for button in app.button if button.label == "Compare layer by layer"]) == 2
+    assert not app.run().exception
+
+
+def test_a_card_of_networks_that_are_not_here_says_so(open_app, make_study):
+    record = json.dumps(study_record(make_study(("d" * 64, "e" * 64)))).encode()
+    app = upload(open_app(), record)
+    buttons = [button for button in app.button if button.label == "Compare layer by layer"]
+    buttons[-1].click().run()
+    assert app.title[0].value == "Layer by layer"
+    assert "upload it first" in app.warning[0].value
+
+
+def test_a_long_title_is_cut(open_app, make_study):
+    record = study_record(make_study(("d" * 64, "e" * 64))) | {"title": "long " * 500}
+    app = upload(open_app(), json.dumps(record).encode())
+    assert max(len(part.value) for part in app.subheader) < 200
+
+
 def test_a_name_in_a_study_stays_text(open_app, shipped, make_study, save):
     study = make_study(
         ["d" * 64, "e" * 64], dataset_title="<img src=x onerror=alert(1)> [a](http://b)"

@@ -51,12 +51,50 @@ def test_of_several_networks_sentences_name_the_most_and_the_least(make_study):
     assert seen(with_dimensions(study, (5.0, 6.2, 5.1))) == [
         "Half-way, at stage2_block1, AugLocal is most like BP (CKA 0.900, 95% 0.880 to 0.920) and "
         "DGL least (CKA 0.400, 95% 0.880 to 0.920).",
-        "Half-way, a linear probe is right most often on AugLocal, 76.0% (74.0% to 78.0%) of the "
-        "images, and least often on DGL, 46.0% (44.0% to 48.0%), intervals that do not overlap.",
-        "Half-way, the features of AugLocal spread over most directions, 6.2 (participation "
-        "ratio, 95% 5.9 to 6.5), and those of BP over fewest, 5.0 (4.7 to 5.3), intervals that do "
-        "not overlap.",
+        "Half-way, a probe is right most often on AugLocal, 76.0% (74.0% to 78.0%) of the images, "
+        "then on BP, 66.0% (64.0% to 68.0%), and least often on DGL, 46.0% (44.0% to 48.0%); the "
+        "first two intervals do not overlap.",
+        "Half-way, features spread over most directions in AugLocal, 6.2 (participation ratio, "
+        "95% 5.9 to 6.5), then in DGL, 5.1 (4.8 to 5.4), and over fewest in BP, 5.0 (4.7 to 5.3); "
+        "the first two intervals do not overlap.",
     ]
+
+
+def test_of_many_networks_sentences_name_the_first_one_too_and_the_runner_up(make_study):
+    names = ("bp-net", "one", "two", "three")
+    study = make_study(
+        tuple(letter * 64 for letter in "abcd"),
+        names=names,
+        rules=("bp", "auglocal", "dgl", "linear"),
+        starts=(0.5, 0.6, 0.59, 0.3),
+    )
+    for name, value in zip(names[1:], (0.8, 0.7, 0.6), strict=True):
+        at = 10 * names.index(name) + 4
+        study.cka.values[4, at] = study.cka.values[at, 4] = value
+    alike, probes = seen(study)
+    assert alike.startswith("Half-way, at stage2_block1, AugLocal is most like BP (CKA 0.800,")
+    assert "), then DGL (CKA 0.700, 95% 0.880 to 0.920), and Linear least (CKA 0.600," in alike
+    assert probes == (
+        "Half-way, a probe is right most often on AugLocal, 76.0% (74.0% to 78.0%) of the images, "
+        "then on DGL, 75.0% (73.0% to 77.0%), and least often on Linear, 46.0% (44.0% to 48.0%); "
+        "BP has 66.0% (64.0% to 68.0%); the first two intervals overlap."
+    )
+
+
+def test_of_two_networks_their_references_are_named(make_study):
+    study = make_study(
+        ("a" * 64, "b" * 64, "c" * 64),
+        names=("bp-net", "auglocal-net", "again"),
+        rules=("bp", "auglocal", "bp"),
+        starts=(0.5, 0.6, 0.5),
+    )
+    first, second, third = study.question.checkpoints
+    entries = (first, second, replace(third, role="ceiling"))
+    alike, _ = seen(replace(study, question=replace(study.question, checkpoints=entries)))
+    assert alike.endswith(
+        ". Half-way, at stage2_block1, they have CKA 0.900, 95% 0.880 to 0.920, beside BP, other "
+        "seed (CKA 0.900, 95% 0.880 to 0.920)."
+    )
 
 
 def test_sentences_say_so_when_intervals_overlap(make_study):
