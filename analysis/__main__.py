@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -30,7 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int | None] = options.command
     try:
-        return command(options) or DONE
+        status = command(options) or DONE
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `head` or a pager has closed the pipe: forget what is left to print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except InputError as error:
         return _complain(str(error), WRONG_INPUT)
     except (KeyboardInterrupt, Cancelled):

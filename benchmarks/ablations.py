@@ -41,6 +41,17 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+def parse_ways(text: str) -> list[str]:
+    """Names of ways, with a semicolon between them."""
+    names = [name.strip() for name in text.split(";")]
+    for name in names:
+        if name not in WAYS:
+            raise argparse.ArgumentTypeError(
+                f"there is no way {name!r}; choose of {'; '.join(WAYS)}"
+            )
+    return names
+
+
 def way_config(base: TrainConfig, way: str, seed: int) -> TrainConfig:
     """The run of a way and a seed; random layers are drawn anew with each seed."""
     config = replace(base, seed=seed, **WAYS[way])
@@ -111,10 +122,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="cifar10-jpeg-ablation")
-    parser.add_argument("--ways", type=lambda text: text.split("; "), default=list(WAYS))
     parser.add_argument(
-        "--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0]
+        "--recipe", default="cifar10-jpeg-ablation", help="default: cifar10-jpeg-ablation"
+    )
+    parser.add_argument(
+        "--ways", type=parse_ways, default=list(WAYS), help=f"default: {'; '.join(WAYS)}"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=[0],
+        help="default: 0",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--json", type=Path, help="keep the numbers in this file too")

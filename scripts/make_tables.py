@@ -254,6 +254,8 @@ def main() -> int:
                 path.write_text(after)
     for path in stale:
         print(f"{path.relative_to(ROOT)}: {'out of date' if options.check else 'written'}")
+    if not stale:
+        print("All tables say what the files say.")
     return 1 if options.check and stale else 0
 
 

@@ -97,6 +97,8 @@ def run_convert(options: argparse.Namespace) -> None:
     if own:
         evidence = None
         rewrite_own(options.checkpoint, options.out, shrink)
+        with tempfile.TemporaryDirectory(prefix="auglocal-") as folder:
+            examined = examine(options.out, folder, limits=limits)
     else:
         choices, evidence = _choose(options, examined)
         adopt_as(examined, choices, options.out, shrink)
@@ -104,6 +106,7 @@ def run_convert(options: argparse.Namespace) -> None:
     document = {
         "out": str(options.out),
         "out_sha256": model.sha256,
+        "out_bytes": options.out.stat().st_size,
         **describe_file(examined, model, backbone_only=options.backbone_only),
     }
     if evidence is not None:

@@ -27,6 +27,7 @@ def run_recipes(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({recipe.name: recipe.values for recipe in recipes}))
         return DONE
+    width = max(len(recipe.name) for recipe in recipes)
     for recipe in recipes:
-        print(f"{recipe.name:<28} {recipe.description}")
+        print(f"{recipe.name:<{width}}  {recipe.description}")
     return DONE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +48,12 @@ class Parser(argparse.ArgumentParser):
 def run_command(command: Callable[[], int], program: str) -> int:
     """Run a command and turn the errors that users meet into one sentence and an exit status."""
     try:
-        return command()
+        status = command()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `head` or a pager has closed the pipe: forget what is left to print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except InputError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return WRONG_INPUT

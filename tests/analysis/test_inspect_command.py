@@ -261,6 +261,7 @@ def test_convert_makes_a_checkpoint_of_this_project_smaller(
     assert not out.exists()
     document = run("convert", path, "--out", out, "--weights-dtype", "fp16")
     assert document["out"] == str(out)
+    assert document["dtype"] == "F16"
     assert out.stat().st_size < 0.6 * path.stat().st_size
     before, after = load_file(path), load_file(out)
     statistics = {"running_mean", "running_var", "num_batches_tracked"}
@@ -279,6 +280,8 @@ def test_convert_leaves_out_auxiliary_networks_where_asked(run, tmp_path: Path) 
     document = run("convert", path, "--out", out, "--backbone-only")
     assert document["auxiliary_networks"] == []
     assert document["warnings"] == []
+    assert document["sha256"] == document["out_sha256"]  # it tells of what was written
+    assert document["out_bytes"] == out.stat().st_size
     before, after = load_checkpoint(path), load_checkpoint(out)
     assert before.auxiliary
     assert not after.auxiliary

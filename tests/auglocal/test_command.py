@@ -80,6 +80,27 @@ def test_training_prints_one_json_document(
     ],
     ids=" ".join,
 )
+@pytest.mark.parametrize(
+    "command",
+    [("auglocal", "recipes"), ("analysis", "inspect", "checkpoints/digits-bp.safetensors")],
+)
+def test_a_reader_who_has_had_enough_is_no_error(command: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=Path(__file__).parents[2],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
 def test_every_rule_trains(
     options: list[str], data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
