@@ -69,18 +69,6 @@ def test_training_prints_one_json_document(
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        ["--rule", "dgl"],
-        ["--rule", "predsim", "--precision", "bf16"],
-        ["--rule", "infopro", "--precision", "bf16", "--reconstruction-first", "2"],
-        ["--rule", "linear", "--modules", "3"],
-        ["--local-loss", "predsim", "--modules", "4"],
-        ["--local-loss", "infopro", "--width", "0.7"],
-    ],
-    ids=" ".join,
-)
-@pytest.mark.parametrize(
     "command",
     [("auglocal", "recipes"), ("analysis", "inspect", "checkpoints/digits-bp.safetensors")],
 )
@@ -101,6 +89,18 @@ def test_a_reader_who_has_had_enough_is_no_error(command: tuple[str, ...]) -> No
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--rule", "dgl"],
+        ["--rule", "predsim", "--precision", "bf16"],
+        ["--rule", "infopro", "--precision", "bf16", "--reconstruction-first", "2"],
+        ["--rule", "linear", "--modules", "3"],
+        ["--local-loss", "predsim", "--modules", "4"],
+        ["--local-loss", "infopro", "--width", "0.7"],
+    ],
+    ids=" ".join,
+)
 def test_every_rule_trains(
     options: list[str], data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
