@@ -31,7 +31,7 @@ IMAGES_NOTE = (
 )
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$:&@/])")
 # What becomes a link by itself, escaped or not: a word joiner, which nobody sees, prevents it.
-_ADDRESS = re.compile(r"(?i)(https?:|ftp:|www\.|\w@)")
+_ADDRESS = re.compile(r"(?i)(https?(?=:)|ftp(?=:)|www(?=\.)|\w(?=@))")
 LONGEST_TITLE = 150
 
 
