@@ -125,12 +125,14 @@ def _parse_array(dtype: Any, values: list[Any]) -> Any:
     """Build a float64, int64 or bool array; null becomes NaN in the first."""
     scalar = get_args(dtype)[0]
     scalar = get_origin(scalar) or scalar
+    try:
+        array = np.array(values, dtype=np.float64 if issubclass(scalar, np.floating) else None)
+    except ValueError as error:
+        raise ValueError("no table of numbers with rows of one length") from error
     if issubclass(scalar, np.floating):
-        array = np.array(values, dtype=np.float64)
         if np.isinf(array).any():
             raise ValueError("wrong: it holds a number that is too large")
         return array
-    array = np.array(values)
     if array.size == 0:
         return array.astype(np.int64)
     if array.dtype != np.bool_ and array.dtype != np.int64:
