@@ -31,7 +31,7 @@ def test_a_click_on_a_cell_shows_both_layers_and_nothing_leaves_the_machine(page
     hosts = set()
     page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     page.goto(address)
-    page.locator("[class*=st-key-card-] img").wait_for()
+    page.locator("[class*=st-key-card-] img").first.wait_for()
     page.get_by_role("button", name="Compare layer by layer").click()
     page.get_by_role("heading", name="Similarity", exact=True).wait_for()
     page.wait_for_selector(CHART)

@@ -368,7 +368,7 @@ def test_an_uploaded_image_is_kept_by_its_checksum_and_answered(open_app, fitted
     assert not app.error
     (kept,) = (library / "images").glob("*.png")
     assert app.query_params["image"] == kept.stem[:12]
-    assert "![x](http:a).png, as the network sees it: 32 x 32" in shown_text(app)
+    assert "![x](http\u2060:a).png, as the network sees it: 32 x 32" in shown_text(app)
     assert "but it is" not in shown_text(app)
     again = open_app("lens", **QUERY, image=kept.stem[:12], lens_way="Your own")
     assert again.query_params["image"] == kept.stem[:12]
