@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from analysis.cka import CKAPair
 from analysis.dynamics import DynamicsMap, trajectories
@@ -158,18 +159,27 @@ def _likeness_of_several(study: Study) -> str:
 # ------------------------------------------------------------------------- probes and dimension
 
 
+def _half_way_through(
+    known: Iterable[tuple[str, Sequence[str], Sequence[Any], Callable[[float], str]]],
+) -> list[Reading]:
+    """The values half-way, of (title, layers, (values, low, high), how to write); defined ones."""
+    found = []
+    for title, layers, parts, write in known:
+        at = (len(layers) - 1) // 2
+        value, low, high = (math.nan if part is None else float(part[at]) for part in parts)
+        if math.isfinite(value):
+            found.append(Reading(title, plain(layers[at]), value, low, high, write))
+    return found
+
+
 def _probes(study: Study) -> str:
     """What probes read half-way: from two networks, or from whom most and least."""
     titles = _titles(study)
-    found = []
-    for probe in study.probes:
-        if probe.model in study.models:
-            at = (len(probe.layers) - 1) // 2
-            ends = (float(probe.low[at]), float(probe.high[at]))
-            value = float(probe.accuracy[at])
-            layer = plain(probe.layers[at])
-            found.append(Reading(titles[probe.model], layer, value, *ends, percent))
-    found = [read for read in found if math.isfinite(read.value)]
+    found = _half_way_through(
+        (titles[probe.model], probe.layers, (probe.accuracy, probe.low, probe.high), percent)
+        for probe in study.probes
+        if probe.model in study.models
+    )
     if len(found) != 2:
         return _most_and_least(
             found,
@@ -187,18 +197,16 @@ def _probes(study: Study) -> str:
 def _dimension(study: Study) -> str:
     """Over how many directions features spread half-way, most and least."""
     titles = _titles(study)
-    found = []
-    for result in study.geometry:
-        if result.model in study.models and DIMENSION in result.measures:
-            at = (len(result.layers) - 1) // 2
-            low, high = (
-                float(ends[DIMENSION][at]) if DIMENSION in ends else math.nan
-                for ends in (result.low, result.high)
-            )
-            value = float(result.values[DIMENSION][at])
-            layer = plain(result.layers[at])
-            found.append(Reading(titles[result.model], layer, value, low, high, "{:.1f}".format))
-    found = [read for read in found if math.isfinite(read.value)]
+    found = _half_way_through(
+        (
+            titles[result.model],
+            result.layers,
+            (result.values[DIMENSION], result.low.get(DIMENSION), result.high.get(DIMENSION)),
+            "{:.1f}".format,
+        )
+        for result in study.geometry
+        if result.model in study.models and DIMENSION in result.measures
+    )
     if len(found) != 2:
         return _most_and_least(
             found,
