@@ -21,6 +21,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 DEPTHS = ("first layer", "last layer")
 DIMENSION = "participation_ratio"
+MOST_TICKS = 8
 REFERENCE_STYLES = {
     "ceiling": Style("currentColor", "dash", ""),
     "floor": Style("currentColor", "dot", ""),
@@ -44,12 +45,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: curves over relative depth or over epochs; `top` is None where 1 is the most."""
+    """One plot: curves over relative depth or over epochs, from 0 to `top`."""
 
     title: str
     curves: Sequence[Curve]
     ticks: Sequence[str] = DEPTHS
-    top: float | None = None
+    top: float = 1.0
 
 
 def study_panels(study: Study) -> tuple[Panel, ...]:
@@ -182,7 +183,16 @@ def _by_epoch(title: str, study: Study, parts: Sequence[DynamicsMap]) -> Panel:
         places = np.array([every.index(epoch) for epoch in part.trajectory.epochs])
         values = (part.values[:, column], part.low[:, column], part.high[:, column])
         curves.append(Curve(titles[end], styles[end], *values, places / (len(every) - 1)))
-    return Panel(f"{title}, half-way, by epoch", curves, tuple(map(str, every)))
+    return Panel(f"{title}, half-way, by epoch", curves, epoch_ticks(every))
+
+
+def epoch_ticks(epochs: Sequence[int]) -> tuple[str, ...]:
+    """Epochs as an axis names them: the last and every so many before, so that none touch."""
+    step = -(-len(epochs) // MOST_TICKS)
+    last = len(epochs) - 1
+    return tuple(
+        str(epoch) if (last - index) % step == 0 else "" for index, epoch in enumerate(epochs)
+    )
 
 
 def _settling(study: Study) -> Iterator[Panel]:

@@ -80,10 +80,9 @@ def draw_panel(panel: Panel, legend_rows: int | None = None) -> str:
     height = HEIGHT + 16 * (_legend_rows(panel) if legend_rows is None else legend_rows)
     title = html.escape(panel.title)
     heading = f'<text x="{LEFT}" y="14" font-weight="600">{title}</text>'
-    top = 1.0 if panel.top is None else panel.top
-    bands = "".join(_band(curve, top) for curve in panel.curves)
-    lines = "".join(_line(curve, top) for curve in panel.curves)
-    body = f"{heading}{_axes(panel.ticks, top)}{bands}{lines}{_legend(panel.curves)}"
+    bands = "".join(_band(curve, panel.top) for curve in panel.curves)
+    lines = "".join(_line(curve, panel.top) for curve in panel.curves)
+    body = f"{heading}{_axes(panel.ticks, panel.top)}{bands}{lines}{_legend(panel.curves)}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="{title}" width="{WIDTH}" height="{height}" '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from analysis.rule_styles import RULE_STYLES, Style
 from analysis.study import load_study
-from analysis.study_panels import Curve, Panel, round_top, study_panels
+from analysis.study_panels import Curve, Panel, epoch_ticks, round_top, study_panels
 from analysis.thumbnails import (
     BOTTOM,
     HEIGHT,
@@ -86,6 +87,14 @@ def test_values_stand_at_their_places_and_below_the_top_of_the_axis():
 )
 def test_an_axis_ends_at_a_round_number(highest, top):
     assert round_top(highest) == pytest.approx(top)
+
+
+def test_of_many_epochs_some_are_named_and_the_last_one_always():
+    assert epoch_ticks((0, 1, 2, 4, 8, 16)) == ("0", "1", "2", "4", "8", "16")
+    named = [name for name in epoch_ticks(range(0, 400, 20)) if name]
+    assert named[-1] == "380"
+    assert len(named) <= 8
+    assert {int(b) - int(a) for a, b in itertools.pairwise(named)} == {60}
 
 
 def test_an_interval_is_a_band_of_its_ends():
